@@ -1,0 +1,25 @@
+"""Streams and their recurrent state: a pure core that knows ONNX and numpy, and nothing of where messages come from."""
+
+from statestep.runtime.contract import Contract, ContractError, Feature, Output, State, detect, stamp
+from statestep.runtime.engine import NO_TIME, Advanced, Engine, Model, Records
+from statestep.runtime.model import ModelError, StepModel, session_options
+from statestep.runtime.state import CapacityError
+
+__all__ = [
+    "NO_TIME",
+    "Advanced",
+    "CapacityError",
+    "Contract",
+    "ContractError",
+    "Engine",
+    "Feature",
+    "Model",
+    "ModelError",
+    "Output",
+    "Records",
+    "State",
+    "StepModel",
+    "detect",
+    "session_options",
+    "stamp",
+]

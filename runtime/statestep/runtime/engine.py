@@ -1,0 +1,309 @@
+"""The engine: takes observations of many streams in arrival order and advances each stream by one timestep an observation.
+
+It joins a model, which knows no streams, with a table, which knows no model. No clock, no I/O, no threads.
+
+Rules that everything here keeps:
+
+1. A stream that occurs k times in a call is stepped k times, in order: the call is cut in *waves*, each with at
+   most one row a stream, and a wave is one run of the model.
+2. What a row gives depends on its stream's record and on the row, never on its batch-mates or on the time of day.
+3. Nothing is final before `commit`; `rollback` restores every touched stream bit for bit.
+4. A row whose new state or output is not finite changes nothing: its stream keeps the record it had.
+5. An exception leaves the engine as it was before the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from statestep.runtime.contract import Contract
+from statestep.runtime.state import Array, Column, Slots, StateTable
+
+NO_TIME = np.iinfo(np.int64).min  # the `time` of a stream that has seen none
+
+# The engine's own columns, after the model's states in every record.
+STEP, TIME, DIRTY = "step", "time", "dirty"
+
+
+class Model(Protocol):
+    """What the engine needs of a model; `StepModel` is one, a wrapper that times its calls another."""
+
+    @property
+    def contract(self) -> Contract:
+        """What the tensors mean."""
+
+    def initial_states(self) -> list[Array]:
+        """A new stream's states, one [*shape] for each."""
+
+    def step(self, x: Array, states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
+        """x [B, F] and states [B, *shape] → outputs [B, …] and next states [B, *shape]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What is remembered of n streams: the model's states and the engine's own columns."""
+
+    states: list[Array]  # each [n, *shape], in the contract's order
+    step: np.ndarray[Any, np.dtype[np.int64]]  # [n] timesteps applied since the stream's birth
+    time: np.ndarray[Any, np.dtype[np.int64]]  # [n] greatest event time, ns since the epoch; NO_TIME if none
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """What a call gave, row by row as the observations came. The arrays are the caller's own.
+
+    A rejected row has NaN in its float outputs (zero in others), its stream's step unchanged.
+    """
+
+    contract: Contract
+    outputs: dict[str, Array]  # each [N, …]
+    rejected: np.ndarray[Any, np.dtype[np.bool_]]  # [N] the model gave something not finite; nothing was changed
+    step: np.ndarray[Any, np.dtype[np.int64]]  # [N] the stream's number of timesteps, this one included
+    previous_time: np.ndarray[Any, np.dtype[np.int64]]  # [N] greatest event time before this row, or NO_TIME
+    slots: Slots  # [N] the stream's place in the table, until it is dropped
+    waves: int  # how many runs of the model it took
+
+    def __getitem__(self, name: str) -> Array:
+        return self.outputs[name]
+
+    def role(self, role: str) -> Array | None:
+        """The output that plays `role`, or None where the model has none."""
+        output = self.contract.output(role)
+        return None if output is None else self.outputs[output.name]
+
+    @property
+    def prediction(self) -> Array:
+        """The forecast for each row's next timestep: [N, K]. A model without that role raises KeyError."""
+        prediction = self.role("prediction")
+        if prediction is None:
+            raise KeyError(f"the model names no output as its prediction, it has {list(self.outputs)}")
+        return prediction
+
+
+class Engine:
+    """Recurrent state for up to `max_streams` streams, advanced in batches. Not thread-safe."""
+
+    def __init__(self, model: Model, max_streams: int = 1_000_000):
+        self.model = model
+        columns = [
+            Column(state.input, value)
+            for state, value in zip(model.contract.states, model.initial_states(), strict=True)
+        ]
+        self._width = len(columns)
+        columns += [
+            Column(STEP, np.zeros((), np.int64)),
+            Column(TIME, np.full((), NO_TIME, np.int64)),
+            Column(DIRTY, np.zeros((), bool)),
+        ]
+        self.table = StateTable(columns, max_streams)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def advance(self, keys: Sequence[bytes], x: Array, times: Array | None = None) -> Advanced:
+        """Step each observation's stream once, in order.
+
+        `keys` has N stream keys, `x` is float32 [N, F] (the contract's input dtype), `times` int64 [N] event times
+        in nanoseconds since the epoch, or None where there are none. A key may occur any number of times.
+
+        Raises TypeError or ValueError for arrays of another kind, and `CapacityError` when the call brings more
+        new streams than there is room for; either way nothing has changed.
+        """
+        self._check(keys, x, times)
+        mark = self.table.mark()
+        slots = self.table.admit(keys)  # [N]
+        before: tuple[Slots, list[Array]] | None = None
+        out: _Results | None = None
+        waves = 0
+        try:
+            for rows in _waves(slots):
+                here = slots[rows]  # [n], distinct
+                held = self.table.gather(here)
+                if before is None:  # every stream of the call is in the first wave
+                    before = (here, held)
+                    self.table.save(here, held)
+                out = self._wave(rows, here, held, x, times, out, len(keys))
+                waves += 1
+        except BaseException:
+            if before is not None:
+                self.table.scatter(*before)
+            self.table.rewind(mark)
+            raise
+        if out is None:
+            out = self._nothing(x)
+        return Advanced(self.model.contract, out.outputs, out.rejected, out.step, out.previous_time, slots, waves)
+
+    def commit(self) -> None:
+        """Make what was advanced, written and dropped since the last commit the streams' state."""
+        self.table.commit()
+
+    def rollback(self) -> None:
+        """Put every stream back, bit for bit, to where it was at the last commit."""
+        self.table.rollback()
+
+    def keys(self) -> list[bytes]:
+        """The streams that are remembered."""
+        return self.table.keys()
+
+    def read(self, keys: Sequence[bytes]) -> Records:
+        """The records of `keys`, copied. A stream that is not there is a KeyError."""
+        rows = self.table.gather(self._present(keys))
+        step, time, _ = rows[self._width :]
+        return Records(rows[: self._width], step, time)
+
+    def write(self, keys: Sequence[bytes], records: Records) -> None:
+        """Set the records of distinct `keys`, new or not; they are dirty until `clean`. `rollback` undoes it."""
+        if len(set(keys)) != len(keys):
+            raise ValueError("write sets each stream once, a key is doubled")
+        rows = [*records.states, records.step, records.time, np.ones(len(keys), bool)]
+        for column, row in zip(self.table.columns, rows, strict=True):
+            expected = (len(keys), *column.initial.shape)
+            if row.shape != expected or row.dtype != column.initial.dtype:
+                raise ValueError(
+                    f"{column.name!r} is {row.dtype} {list(row.shape)}, it must be {column.initial.dtype} {list(expected)}"
+                )
+        self._overwrite(self.table.admit(keys), rows)
+
+    def drop(self, keys: Sequence[bytes]) -> None:
+        """Forget streams. Their next observation starts from the initial state. `rollback` undoes it."""
+        self.table.drop(keys)
+
+    def dirty(self) -> list[bytes]:
+        """The streams that have changed since they were last called clean."""
+        dirty = self.table.column(DIRTY)  # [rows]
+        keys = self.keys()
+        return [key for key, slot in zip(keys, self.table.slots(keys).tolist(), strict=True) if dirty[slot]]
+
+    def clean(self, keys: Sequence[bytes]) -> None:
+        """Call streams clean: their record is in the transaction that the next `commit` follows."""
+        slots = np.unique(self._present(keys))
+        rows = self.table.gather(slots)
+        rows[-1] = np.zeros(len(slots), bool)
+        self._overwrite(slots, rows)
+
+    def _overwrite(self, slots: Slots, rows: Sequence[Array]) -> None:
+        self.table.save(slots, self.table.gather(slots))
+        self.table.scatter(slots, rows)
+
+    def _present(self, keys: Sequence[bytes]) -> Slots:
+        slots = self.table.slots(keys)
+        if (slots < 0).any():
+            raise KeyError(f"there is no stream {keys[int(np.argmin(slots))]!r}")
+        return slots
+
+    def _check(self, keys: Sequence[bytes], x: Array, times: Array | None) -> None:
+        contract = self.model.contract
+        if not isinstance(x, np.ndarray) or x.dtype != contract.input_dtype:
+            raise TypeError(
+                f"x must be an array of {contract.input_dtype}, it is {getattr(x, 'dtype', type(x).__name__)}"
+            )
+        if x.shape != (len(keys), len(contract.features)):
+            raise ValueError(
+                f"x has shape {list(x.shape)}, {len(keys)} keys of {len(contract.features)} features need "
+                f"{[len(keys), len(contract.features)]}"
+            )
+        if times is not None and (times.dtype != np.int64 or times.shape != (len(keys),)):
+            raise TypeError(f"times must be int64 [{len(keys)}], they are {times.dtype} {list(times.shape)}")
+
+    def _wave(
+        self,
+        rows: Slots,
+        slots: Slots,
+        held: list[Array],
+        x: Array,
+        times: Array | None,
+        out: _Results | None,
+        n: int,
+    ) -> _Results:
+        """One run of the model over distinct streams: results go into `out` at `rows`, new states into the table."""
+        outputs, states = self.model.step(x[rows], held[: self._width])
+        step, time, dirty = held[self._width :]
+        good = _finite([*outputs.values(), *states], len(rows))  # [n]
+        greatest = time if times is None else np.maximum(time, times[rows])  # [n]
+        following = [*states, step + 1, greatest, np.ones(len(rows), bool)]
+        if good.all():
+            self.table.scatter(slots, following)
+        else:
+            self.table.scatter(slots[good], [value[good] for value in following])
+            outputs = {name: _blanked(value, ~good) for name, value in outputs.items()}
+        rejected, step = ~good, step + good
+        if len(rows) == n:  # one wave holds all, in order: no need to copy
+            whole = {name: np.ascontiguousarray(value) for name, value in outputs.items()}
+            return _Results(whole, rejected, step, time.copy())  # the undo log keeps `time`
+        if out is None:
+            out = _Results.empty(n, outputs)
+        out.put(rows, outputs, rejected, step, time)
+        return out
+
+    def _nothing(self, x: Array) -> _Results:
+        """The results of a call without observations: empty, with the shapes that a row would have."""
+        outputs, _ = self.model.step(np.zeros((1, x.shape[1]), x.dtype), [s[None] for s in self.model.initial_states()])
+        return _Results.empty(0, outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Results:
+    """The arrays of a call while its waves fill them in."""
+
+    outputs: dict[str, Array]
+    rejected: Array  # bool [N]
+    step: Array  # int64 [N]
+    previous_time: Array  # int64 [N]
+
+    @classmethod
+    def empty(cls, n: int, like: dict[str, Array]) -> _Results:
+        outputs = {name: np.empty((n, *value.shape[1:]), value.dtype) for name, value in like.items()}
+        return cls(outputs, np.empty(n, bool), np.empty(n, np.int64), np.empty(n, np.int64))
+
+    def put(self, rows: Slots, outputs: dict[str, Array], rejected: Array, step: Array, time: Array) -> None:
+        for name, value in outputs.items():
+            self.outputs[name][rows] = value
+        self.rejected[rows] = rejected
+        self.step[rows] = step
+        self.previous_time[rows] = time
+
+
+def _waves(slots: Slots) -> Iterator[Slots]:
+    """Cut rows into waves: the k-th wave has the k-th occurrence of every stream, rows in order of arrival.
+
+    >>> [wave.tolist() for wave in _waves(np.array([7, 8, 7, 7]))]
+    [[0, 1], [2], [3]]
+    """
+    n = len(slots)
+    if n == 0:
+        return
+    order = np.argsort(slots, kind="stable")  # [N] rows, stream by stream, each in order of arrival
+    grouped = slots[order]
+    first = np.ones(n, bool)  # [N] whether a stream's run begins here
+    np.not_equal(grouped[1:], grouped[:-1], out=first[1:])
+    if first.all():
+        yield np.arange(n)
+        return
+    begins = np.flatnonzero(first)
+    place = np.arange(n) - np.repeat(begins, np.diff(begins, append=n))  # [N] which occurrence of its stream
+    wave_of = np.empty(n, np.int64)
+    wave_of[order] = place
+    by_wave = np.argsort(wave_of, kind="stable")  # [N]
+    yield from np.split(by_wave, np.cumsum(np.bincount(place))[:-1])
+
+
+def _finite(arrays: Sequence[Array], n: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which rows hold only finite numbers in every float array: bool [n]."""
+    good = np.ones(n, bool)
+    for array in arrays:
+        if array.dtype.kind == "f":
+            finite = np.isfinite(array)  # [n, …]
+            if not finite.all():
+                good &= finite.reshape(n, -1).all(axis=1)
+    return good
+
+
+def _blanked(value: Array, rejected: Array) -> Array:
+    """`value` with the rejected rows made NaN, or zero where its dtype has no NaN."""
+    blank = value.copy()
+    blank[rejected] = np.nan if value.dtype.kind == "f" else 0
+    return blank
