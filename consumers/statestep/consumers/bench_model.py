@@ -63,7 +63,7 @@ def lstm_step(features: int, hidden: int, layers: int = 1, *, seed: int = 0) -> 
         producer="statestep bench (untrained)",
     )
     stamp(model, contract)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def _batched(name: str, size: int) -> onnx.ValueInfoProto:

@@ -76,7 +76,7 @@ class State:
         value = np.asarray(self.initial, dtype=self.dtype)
         if value.ndim and value.shape != self.shape:
             raise ContractError(
-                f"state {self.input!r}: its initial value has shape {list(value.shape)}, its shape is {list(self.shape)}"
+                f"state {self.input!r}: its initial value has shape {list(value.shape)}, its own is {list(self.shape)}"
             )
         return np.array(np.broadcast_to(value, self.shape))  # [*shape]
 

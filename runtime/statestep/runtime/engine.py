@@ -1,4 +1,4 @@
-"""The engine: takes observations of many streams in arrival order and advances each stream by one timestep an observation.
+"""The engine: observations of many streams go in, in arrival order, and each advances its stream by one timestep.
 
 It joins a model, which knows no streams, with a table, which knows no model. No clock, no I/O, no threads.
 
@@ -23,10 +23,13 @@ import numpy as np
 from statestep.runtime.contract import Contract
 from statestep.runtime.state import Array, Column, Slots, StateTable
 
+Rows = Slots | slice  # the rows of a call that a wave holds; the slice means all of them
+
 NO_TIME = np.iinfo(np.int64).min  # the `time` of a stream that has seen none
 
 # The engine's own columns, after the model's states in every record.
 STEP, TIME, DIRTY = "step", "time", "dirty"
+_ALWAYS = np.ones((), bool)  # what is written to the `dirty` column of every stream that is advanced
 
 
 class Model(Protocol):
@@ -126,7 +129,7 @@ class Engine:
                 if before is None:  # every stream of the call is in the first wave
                     before = (here, held)
                     self.table.save(here, held)
-                out = self._wave(rows, here, held, x, times, out, len(keys))
+                out = self._wave(rows, here, held, x, times, out)
                 waves += 1
         except BaseException:
             if before is not None:
@@ -164,7 +167,8 @@ class Engine:
             expected = (len(keys), *column.initial.shape)
             if row.shape != expected or row.dtype != column.initial.dtype:
                 raise ValueError(
-                    f"{column.name!r} is {row.dtype} {list(row.shape)}, it must be {column.initial.dtype} {list(expected)}"
+                    f"{column.name!r} is {row.dtype} {list(row.shape)}, "
+                    f"it must be {column.initial.dtype} {list(expected)}"
                 )
         self._overwrite(self.table.admit(keys), rows)
 
@@ -210,32 +214,27 @@ class Engine:
             raise TypeError(f"times must be int64 [{len(keys)}], they are {times.dtype} {list(times.shape)}")
 
     def _wave(
-        self,
-        rows: Slots,
-        slots: Slots,
-        held: list[Array],
-        x: Array,
-        times: Array | None,
-        out: _Results | None,
-        n: int,
+        self, rows: Rows, slots: Slots, held: list[Array], x: Array, times: Array | None, out: _Results | None
     ) -> _Results:
         """One run of the model over distinct streams: results go into `out` at `rows`, new states into the table."""
         outputs, states = self.model.step(x[rows], held[: self._width])
-        step, time, dirty = held[self._width :]
-        good = _finite([*outputs.values(), *states], len(rows))  # [n]
+        step, time, _ = held[self._width :]
+        good = _finite([*outputs.values(), *states], len(slots))  # [n]
         greatest = time if times is None else np.maximum(time, times[rows])  # [n]
-        following = [*states, step + 1, greatest, np.ones(len(rows), bool)]
-        if good.all():
+        following = [*states, step + 1, greatest, _ALWAYS]
+        if good is None:
             self.table.scatter(slots, following)
+            rejected = np.zeros(len(slots), bool)
+            step = following[self._width]
         else:
-            self.table.scatter(slots[good], [value[good] for value in following])
-            outputs = {name: _blanked(value, ~good) for name, value in outputs.items()}
-        rejected, step = ~good, step + good
-        if len(rows) == n:  # one wave holds all, in order: no need to copy
-            whole = {name: np.ascontiguousarray(value) for name, value in outputs.items()}
-            return _Results(whole, rejected, step, time.copy())  # the undo log keeps `time`
+            self.table.scatter(slots[good], [*(value[good] for value in following[:-1]), _ALWAYS])
+            rejected = ~good
+            outputs = {name: _blanked(value, rejected) for name, value in outputs.items()}
+            step = step + good
+        if isinstance(rows, slice):
+            return _Results(outputs, rejected, step, time.copy())  # the undo log keeps `time`
         if out is None:
-            out = _Results.empty(n, outputs)
+            out = _Results.empty(len(x), outputs)
         out.put(rows, outputs, rejected, step, time)
         return out
 
@@ -259,7 +258,7 @@ class _Results:
         outputs = {name: np.empty((n, *value.shape[1:]), value.dtype) for name, value in like.items()}
         return cls(outputs, np.empty(n, bool), np.empty(n, np.int64), np.empty(n, np.int64))
 
-    def put(self, rows: Slots, outputs: dict[str, Array], rejected: Array, step: Array, time: Array) -> None:
+    def put(self, rows: Rows, outputs: dict[str, Array], rejected: Array, step: Array, time: Array) -> None:
         for name, value in outputs.items():
             self.outputs[name][rows] = value
         self.rejected[rows] = rejected
@@ -267,7 +266,7 @@ class _Results:
         self.previous_time[rows] = time
 
 
-def _waves(slots: Slots) -> Iterator[Slots]:
+def _waves(slots: Slots) -> Iterator[Rows]:
     """Cut rows into waves: the k-th wave has the k-th occurrence of every stream, rows in order of arrival.
 
     >>> [wave.tolist() for wave in _waves(np.array([7, 8, 7, 7]))]
@@ -276,14 +275,13 @@ def _waves(slots: Slots) -> Iterator[Slots]:
     n = len(slots)
     if n == 0:
         return
+    ordered = np.sort(slots)
+    if (ordered[1:] != ordered[:-1]).all():  # the usual case, and sorting is the cheapest way to know
+        yield slice(None)
+        return
     order = np.argsort(slots, kind="stable")  # [N] rows, stream by stream, each in order of arrival
     grouped = slots[order]
-    first = np.ones(n, bool)  # [N] whether a stream's run begins here
-    np.not_equal(grouped[1:], grouped[:-1], out=first[1:])
-    if first.all():
-        yield np.arange(n)
-        return
-    begins = np.flatnonzero(first)
+    begins = np.flatnonzero(np.concatenate([[True], grouped[1:] != grouped[:-1]]))  # where each stream's run begins
     place = np.arange(n) - np.repeat(begins, np.diff(begins, append=n))  # [N] which occurrence of its stream
     wave_of = np.empty(n, np.int64)
     wave_of[order] = place
@@ -291,15 +289,15 @@ def _waves(slots: Slots) -> Iterator[Slots]:
     yield from np.split(by_wave, np.cumsum(np.bincount(place))[:-1])
 
 
-def _finite(arrays: Sequence[Array], n: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which rows hold only finite numbers in every float array: bool [n]."""
-    good = np.ones(n, bool)
+def _finite(arrays: Sequence[Array], n: int) -> Array | None:
+    """Which rows hold only finite numbers in every float array: bool [n], or None where all do."""
+    bad = np.zeros(0, bool)
     for array in arrays:
         if array.dtype.kind == "f":
             finite = np.isfinite(array)  # [n, …]
             if not finite.all():
-                good &= finite.reshape(n, -1).all(axis=1)
-    return good
+                bad = ~finite.reshape(n, -1).all(axis=1) | (bad if bad.size else False)  # [n]
+    return ~bad if bad.size else None
 
 
 def _blanked(value: Array, rejected: Array) -> Array:

@@ -81,18 +81,23 @@ class StepModel:
         """
         feeds = {self.contract.input: np.ascontiguousarray(x)}  # [B, F]
         for state, value in zip(self.contract.states, states, strict=True):
-            feeds[state.input] = np.ascontiguousarray(np.moveaxis(value, 0, state.batch_axis))
+            feeds[state.input] = np.ascontiguousarray(_moved(value, 0, state.batch_axis))
         results = self._session.run(self._fetched, feeds)
         count = len(self._output_names)
         outputs = {
-            output.name: np.moveaxis(result, output.batch_axis, 0)  # [B, …]
+            output.name: _moved(result, output.batch_axis, 0)  # [B, …]
             for output, result in zip(self.contract.outputs, results[:count], strict=True)
         }
         following = [
-            np.moveaxis(result, state.batch_axis, 0)  # [B, *shape]
+            _moved(result, state.batch_axis, 0)  # [B, *shape]
             for state, result in zip(self.contract.states, results[count:], strict=True)
         ]
         return outputs, following
+
+
+def _moved(value: Array, source: int, target: int) -> Array:
+    """`np.moveaxis`, which costs 4 µs even where there is nothing to move."""
+    return value if source == target else np.moveaxis(value, source, target)
 
 
 def session_options() -> ort.SessionOptions:
