@@ -291,13 +291,13 @@ def _waves(slots: Slots) -> Iterator[Rows]:
 
 def _finite(arrays: Sequence[Array], n: int) -> Array | None:
     """Which rows hold only finite numbers in every float array: bool [n], or None where all do."""
-    bad = np.zeros(0, bool)
+    bad = np.zeros(n, bool)
     for array in arrays:
         if array.dtype.kind == "f":
             finite = np.isfinite(array)  # [n, …]
             if not finite.all():
-                bad = ~finite.reshape(n, -1).all(axis=1) | (bad if bad.size else False)  # [n]
-    return ~bad if bad.size else None
+                bad |= ~finite.reshape(n, -1).all(axis=1)
+    return ~bad if bad.any() else None
 
 
 def _blanked(value: Array, rejected: Array) -> Array:
