@@ -1,4 +1,4 @@
-"""Records in; messages, tallies and each partition's next offset out. The one apply path, for live records and replayed.
+"""Records in; messages, tallies and next offsets out: the one apply path, for live records and for replayed ones.
 
 No I/O and no clock: the engine is the only thing that changes, and only until its `commit` or `rollback`.
 """
@@ -19,6 +19,7 @@ from statestep.consumers.ports import Message, Record
 from statestep.runtime import NO_TIME, Advanced, Engine
 
 GAP_PERIODS = 1.5  # a stream that was silent for longer has a gap
+Array = np.ndarray[Any, Any]
 Policy = Literal["dead-letter", "skip", "fail"]
 
 
@@ -49,21 +50,51 @@ class Tally:
     gaps: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """One call of the engine: the rows that are to be answered, and what it gave for them."""
+
+    rows: list[Row]  # n of them
+    out: Advanced
+    kept: Array  # int64 [n] their places in `out`
+    late: Array  # bool [n] older than what the stream had seen
+    gap: Array  # bool [n] more than 1.5 periods after it
+
+
+class Refusal(NamedTuple):
+    """A record that is set aside."""
+
+    record: Record
+    why: Refused
+
+
+class Ending(NamedTuple):
+    """A tombstone: its stream is forgotten."""
+
+    record: Record
+
+
 @dataclass(slots=True)
 class Batch:
-    """The result of applying records."""
+    """The result of applying records, not yet encoded."""
 
-    messages: list[Message]  # in the order of their records within each partition
+    work: list[Advance | Refusal | Ending]  # what is to be answered, in order
     progress: dict[int, Progress]
     tally: Tally
-    # Per predicted row, for metrics and for the page of streams.
-    slots: list[np.ndarray[Any, Any]] = field(default_factory=list)
-    columns: dict[str, list[np.ndarray[Any, Any]]] = field(default_factory=dict)
-    event_times: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    # For metrics and for the page of streams: an array for each call of the engine.
+    slots: list[Array] = field(default_factory=list)
+    columns: dict[str, list[Array]] = field(default_factory=dict)  # by role
+    event_times: list[Array] = field(default_factory=list)
+    abs_errors: list[Array] = field(default_factory=list)
 
-    def column(self, name: str) -> np.ndarray[Any, Any]:
-        """All live rows of an output role, one after the other."""
-        return np.concatenate(self.columns.get(name) or [np.empty(0, np.float32)])
+    def column(self, role: str) -> Array:
+        """All answered rows of an output, one after the other."""
+        return np.concatenate(self.columns.get(role) or [np.empty(0, np.float32)])
+
+    @property
+    def errors(self) -> Array:
+        """|seen − expected| of every forecast feature of every answered row that had a forecast."""
+        return np.concatenate(self.abs_errors or [np.empty(0, np.float32)])
 
 
 def stream_key(partition: int, key: bytes) -> bytes:
@@ -103,6 +134,7 @@ class Pipeline:
         contract = engine.model.contract
         self._period_ns = None if contract.period_seconds is None else contract.period_seconds * 1e9
         self._roles = {output.name: output.role for output in contract.outputs if output.role}
+        self._forecast = [contract.feature_names.index(name) for name in encoder.features("expected")]  # columns of x
         self._others = [output.name for output in contract.outputs if not output.role]
 
     def decode(self, records: Sequence[Record]) -> list[Observation | Refused | None]:
@@ -110,7 +142,7 @@ class Pipeline:
         decode = self.decoder.decode
         return [None if r.value is None and not self._keyed_by_field else decode(r) for r in records]
 
-    def apply(
+    def advance(
         self,
         records: Sequence[Record],
         decoded: Sequence[Observation | Refused | None],
@@ -118,7 +150,7 @@ class Pipeline:
     ) -> Batch:
         """Advance the streams of `records`, in order.
 
-        Records below their partition's `resume` are applied like all others; only their messages are suppressed.
+        Records below their partition's `resume` are applied like all others; only their answers are suppressed.
         """
         batch = Batch([], dict(progress), Tally())
         run: list[Row] = []
@@ -138,74 +170,82 @@ class Pipeline:
             batch.progress[record.partition] = batch.progress[record.partition].advanced(record.offset)
         return batch
 
+    def encode(self, batch: Batch) -> list[Message]:
+        """The messages that answer a batch, in the order of its records within each stream."""
+        messages: list[Message] = []
+        for item in batch.work:
+            if isinstance(item, Advance):
+                messages += self._outputs(item)
+            elif isinstance(item, Ending):
+                messages.append(self.encoder.tombstone(item.record))
+            elif self._policy == "dead-letter":
+                messages.append(self.encoder.dead_letter(item.record, item.why, self._max_dead_letter_bytes))
+        return messages
+
     def _advance(self, batch: Batch, run: list[Row]) -> None:
         """One call of the engine, for the rows between two tombstones."""
-        if not run:
-            return
         x, refused = self.decoder.matrix([row.observation for row in run])
         if any(refused):
             for row, why in zip(run, refused, strict=True):
                 if why is not None:
                     self._refuse(batch, row.record, why)
-            kept = [i for i, why in enumerate(refused) if why is None]
-            run, x = [run[i] for i in kept], x[kept]
+            good = [i for i, why in enumerate(refused) if why is None]
+            run, x = [run[i] for i in good], x[good]
+        if not run:
+            return
         keys = [stream_key(row.record.partition, row.observation.key) for row in run]
         times = np.fromiter((row.observation.time for row in run), np.int64, len(run))  # [N]
         out = self.engine.advance(keys, x, times)
-        late, gap = self._judge_times(times, out)
         batch.tally.waves.append(out.waves)
         batch.tally.rows.append(len(run))
-        self._emit(batch, run, out, late, gap)
-
-    def _judge_times(
-        self, times: np.ndarray[Any, Any], out: Advanced
-    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """bool [N] each: older than what its stream has seen; more than 1.5 periods after it."""
-        known = (out.previous_time != NO_TIME) & (times != NO_TIME)
-        late = known & (times < out.previous_time)
-        if self._period_ns is None:
-            return late, np.zeros(len(times), bool)
-        ahead = known & ~late
-        # float64 holds a difference of ns times exactly enough: 2^53 ns are 104 days, beyond that any gap is one.
-        elapsed = np.where(ahead, times.astype(np.float64) - out.previous_time.astype(np.float64), 0.0)
-        return late, elapsed > GAP_PERIODS * self._period_ns
-
-    def _emit(
-        self, batch: Batch, run: list[Row], out: Advanced, late: np.ndarray[Any, Any], gap: np.ndarray[Any, Any]
-    ) -> None:
-        """Messages for the rows that are live, and what the metrics want to know of them."""
-        progress = batch.progress
-        live = np.fromiter((row.record.offset >= progress[row.record.partition].resume for row in run), bool, len(run))
+        resume = {partition: progress.resume for partition, progress in batch.progress.items()}
+        live = np.fromiter((row.record.offset >= resume[row.record.partition] for row in run), bool, len(run))  # [N]
         batch.tally.replayed += len(run) - int(live.sum())
-        if out.rejected.any():
-            for i in np.flatnonzero(out.rejected).tolist():
-                if live[i]:
-                    self._refuse(batch, run[i].record, Refused("non-finite", "the model's result is not finite"))
-            live &= ~out.rejected
-        kept = np.flatnonzero(live)
-        if not kept.size:
-            return
-        roles = {role: out[name][kept] for name, role in self._roles.items()}  # each [n, …]
-        values = {role: array.tolist() for role, array in roles.items()}
-        others = {name: out[name][kept].tolist() for name in self._others}
-        steps = out.step[kept].tolist()
-        late, gap = late[kept], gap[kept]
-        odd = (late | gap).tolist()
-        message = self.encoder.message
-        for n, i in enumerate(kept.tolist()):
-            flags = []
-            if odd[n]:
-                flags = ["out_of_order"] * bool(late[n]) + ["gap"] * bool(gap[n])
-            row = {role: value[n] for role, value in values.items()}
-            extra = {name: value[n] for name, value in others.items()} if others else msgspec.UNSET
-            batch.messages.append(message(run[i].record, run[i].observation, steps[n], flags, row, extra))
-        batch.tally.predicted += len(kept)
+        for i in np.flatnonzero(out.rejected & live).tolist():
+            self._refuse(batch, run[i].record, Refused("non-finite", "the model's result is not finite"))
+        kept = np.flatnonzero(live & ~out.rejected)  # [n]
+        if kept.size:
+            self._note(batch, [run[i] for i in kept.tolist()], x[kept], times, out, kept)
+
+    def _note(self, batch: Batch, rows: list[Row], x: Array, times: Array, out: Advanced, kept: Array) -> None:
+        """Keep what the answers and the metrics need of the rows that are live."""
+        late, gap = self._judge_times(times[kept], out.previous_time[kept])
+        batch.work.append(Advance(rows, out, kept, late, gap))
+        batch.tally.predicted += len(rows)
         batch.tally.out_of_order += int(late.sum())
         batch.tally.gaps += int(gap.sum())
         batch.slots.append(out.slots[kept])
-        batch.event_times.append(np.fromiter((run[i].observation.time for i in kept.tolist()), np.int64, len(kept)))
-        for role, array in roles.items():
-            batch.columns.setdefault(role, []).append(array)
+        batch.event_times.append(times[kept])
+        for name, role in self._roles.items():
+            batch.columns.setdefault(role, []).append(out[name][kept])
+        if (expected := out.role("expected")) is not None:
+            later = out.step[kept] > 1  # at its first step a stream had no forecast
+            batch.abs_errors.append(np.abs(x[:, self._forecast] - expected[kept])[later].ravel())
+
+    def _judge_times(self, times: Array, previous: Array) -> tuple[Array, Array]:
+        """bool [n] each: older than what its stream has seen; more than 1.5 periods after it."""
+        known = (previous != NO_TIME) & (times != NO_TIME)
+        late = known & (times < previous)
+        if self._period_ns is None:
+            return late, np.zeros(len(times), bool)
+        # As float64: the difference of two int64 can overflow, and its rounding is far below any period.
+        elapsed = times.astype(np.float64) - previous.astype(np.float64)
+        return late, known & (elapsed > GAP_PERIODS * self._period_ns)
+
+    def _outputs(self, advance: Advance) -> list[Message]:
+        """One message a row."""
+        out, kept = advance.out, advance.kept
+        values = {role: out[name][kept].tolist() for name, role in self._roles.items()}
+        others = {name: out[name][kept].tolist() for name in self._others}
+        steps = out.step[kept].tolist()
+        odd = (advance.late | advance.gap).tolist()
+        messages = []
+        for n, (record, observation) in enumerate(advance.rows):
+            flags = ["out_of_order"] * bool(advance.late[n]) + ["gap"] * bool(advance.gap[n]) if odd[n] else []
+            row = {role: value[n] for role, value in values.items()}
+            extra = {name: value[n] for name, value in others.items()} if others else msgspec.UNSET
+            messages.append(self.encoder.message(record, observation, steps[n], flags, row, extra))
+        return messages
 
     def _end(self, batch: Batch, record: Record) -> None:
         """Forget the stream that a tombstone names, and pass the tombstone on."""
@@ -213,15 +253,13 @@ class Pipeline:
             self._refuse(batch, record, Refused("no-key", "the message has neither a key nor a value"))
             return
         self.engine.drop([stream_key(record.partition, record.key)])
-        if record.offset < batch.progress[record.partition].resume:
-            batch.tally.replayed += 1
+        if self._suppressed(batch, record):
             return
         batch.tally.tombstones += 1
-        batch.messages.append(self.encoder.tombstone(record))
+        batch.work.append(Ending(record))
 
     def _refuse(self, batch: Batch, record: Record, why: Refused) -> None:
-        if record.offset < batch.progress[record.partition].resume:
-            batch.tally.replayed += 1
+        if self._suppressed(batch, record):
             return
         if self._policy == "fail":
             raise BadMessage(
@@ -229,5 +267,10 @@ class Pipeline:
                 "--on-bad-message dead-letter would set it aside and go on"
             )
         batch.tally.refused[why.reason] += 1
-        if self._policy == "dead-letter":
-            batch.messages.append(self.encoder.dead_letter(record, why, self._max_dead_letter_bytes))
+        batch.work.append(Refusal(record, why))
+
+    def _suppressed(self, batch: Batch, record: Record) -> bool:
+        """Whether a record was answered before; counted as replayed if so."""
+        replayed = record.offset < batch.progress[record.partition].resume
+        batch.tally.replayed += replayed
+        return replayed

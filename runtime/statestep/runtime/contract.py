@@ -251,6 +251,8 @@ def _validate(contract: Contract) -> None:
     for output in contract.outputs:
         if output.role is not None and output.role not in ROLES:
             raise ContractError(f"output {output.name!r} has role {output.role!r}, it must be one of {list(ROLES)}")
+        if unknown := set(output.features or ()) - set(contract.feature_names):
+            raise ContractError(f"output {output.name!r} names {sorted(unknown)}, which are no features of the input")
     if contract.period_seconds is not None and not contract.period_seconds > 0:
         raise ContractError(f"period_seconds is {contract.period_seconds}, it must be above 0")
 

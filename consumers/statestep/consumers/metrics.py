@@ -1,0 +1,174 @@
+"""What Prometheus sees. One object over one registry; every label value is bound once, never a stream among them.
+
+Latencies and scores are counted a batch at a time: observing message by message would cost as much as the model.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Info, disable_created_metrics
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+PREFIX = "statestep"
+STAGES = ("poll", "decode", "advance", "infer", "encode", "produce", "commit")
+STATES = ("starting", "running", "draining", "failed")
+REASONS = (
+    "empty", "too-large", "malformed", "wrong-type", "wrong-shape", "non-finite", "out-of-range",
+    "missing-feature", "no-key", "key-too-large", "bad-time",
+)  # fmt: skip
+
+SECONDS_COARSE = tuple(0.0005 * 2**n for n in range(16))  # 0.5 ms to 16 s: from a message's making to its output
+SECONDS_FINE = tuple(0.000025 * 2**n for n in range(17))  # 25 µs to 1.6 s: one stage of one batch
+ROWS = tuple(float(2**n) for n in range(13))  # 1 to 4096
+SCORES = tuple(0.01 * 10 ** (n / 2) for n in range(13))  # 0.01 to 10,000, two a decade
+
+
+class BatchHistogram(Collector):
+    """A classic histogram that takes a whole array at once, with at most one label.
+
+    >>> seconds = BatchHistogram("seconds", "How long.", (1.0, 2.0))
+    >>> seconds.observe(np.array([0.5, 1.5, 9.0]))
+    >>> [sample.value for sample in next(iter(seconds.collect())).samples][:4]
+    [1.0, 2.0, 3.0, 3.0]
+    """
+
+    def __init__(
+        self, name: str, doc: str, bounds: Sequence[float], label: str | None = None, known: Iterable[str] = ("",)
+    ):
+        self._name = name
+        self._doc = doc
+        self._bounds = np.array(bounds)
+        self._label = label
+        self._counts = {value: np.zeros(len(bounds) + 1, np.int64) for value in known}  # [bounds + 1]
+        self._sums = dict.fromkeys(known, 0.0)
+
+    def observe(self, values: np.ndarray[tuple[int], np.dtype[np.floating]] | Sequence[float], label: str = "") -> None:
+        """Count `values`."""
+        places = np.searchsorted(self._bounds, values, side="left")
+        self._counts[label] += np.bincount(places, minlength=len(self._bounds) + 1)
+        self._sums[label] += float(np.sum(values))
+
+    def collect(self) -> Iterator[Metric]:
+        """The family as Prometheus reads it."""
+        family = HistogramMetricFamily(self._name, self._doc, labels=[self._label] if self._label else None)
+        limits = [*(repr(float(bound)) for bound in self._bounds), "+Inf"]
+        for value, counts in self._counts.items():
+            buckets = list(zip(limits, np.cumsum(counts).astype(float).tolist(), strict=True))
+            family.add_metric([value] if self._label else [], buckets, self._sums[value])
+        yield family
+
+
+class Metrics:
+    """Every metric of the service. `topic` and `model` are the values of the labels of these names."""
+
+    def __init__(self, registry: CollectorRegistry, topic: str = "", model: str = ""):
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside every counter
+        self.registry = registry
+        self.topic = topic
+        self.model = model
+
+        def counter(name: str, doc: str, *labels: str) -> Counter:
+            return Counter(name, doc, labels, namespace=PREFIX, registry=registry)
+
+        def gauge(name: str, doc: str, *labels: str) -> Gauge:
+            return Gauge(name, doc, labels, namespace=PREFIX, registry=registry)
+
+        def histogram(name: str, doc: str, bounds: Sequence[float], label: str | None, *known: str) -> BatchHistogram:
+            made = BatchHistogram(f"{PREFIX}_{name}", doc, bounds, label, known or ("",))
+            registry.register(made)
+            return made
+
+        self._consumed = counter("records_consumed", "Records taken from the input.", "topic", "partition")
+        self.bytes_consumed = counter("bytes_consumed", "Bytes of their values.", "topic").labels(topic)
+        self.produced = counter("records_produced", "Outputs that were acknowledged.", "topic").labels(topic)
+        self._dead = counter("dead_letters", "Records set aside, by reason.", "topic", "reason")
+        self._skipped = counter("records_skipped", "Records refused and passed by.", "topic", "reason")
+        self.tombstones = counter("tombstones", "Null values, each of which ended a stream.", "topic").labels(topic)
+        self.replayed = counter(
+            "records_replayed", "Records applied again to restore states, outputs suppressed.", "topic"
+        ).labels(topic)
+        self._lag = gauge("consumer_lag_records", "Records written and not yet applied.", "topic", "partition")
+        self._position = gauge("consumer_position_offset", "Offset of the next record to apply.", "topic", "partition")
+        self._committed = gauge("consumer_committed_offset", "Offset committed last.", "topic", "partition")
+        self.assigned = gauge("partitions_assigned", "Partitions owned.", "topic").labels(topic)
+        self.restoring = gauge("partitions_restoring", "Partitions whose states are being replayed.", "topic").labels(
+            topic
+        )
+        self.rebalances = counter("rebalances", "Times that partitions came or went.", "kind")
+        self.truncated = counter(
+            "restores_truncated", "Restores whose history was deleted in part: states may differ.", "topic"
+        ).labels(topic)
+        self.last_poll = gauge("last_poll_timestamp_seconds", "When the input was last asked.")
+        self.last_record = gauge("last_record_timestamp_seconds", "Greatest event time applied.", "topic").labels(topic)
+
+        self.latency = histogram(
+            "end_to_end_latency_seconds", "Event time to acknowledged output.", SECONDS_COARSE, "topic", topic
+        )
+        self.stages = histogram(
+            "stage_duration_seconds", "Time a batch spends in a stage.", SECONDS_FINE, "stage", *STAGES
+        )
+
+        self.batch_streams = histogram("batch_streams", "Rows of one call of the engine.", ROWS, None)
+        self.waves = counter("batch_waves", "Extra model runs, since a stream occurred again in a batch.")
+        self.steps = counter("inference_steps", "Timesteps applied.", "model").labels(model)
+        self.runs = counter("inference_runs", "Runs of the model.", "model").labels(model)
+        self.streams = gauge("streams", "Streams remembered.")
+        self.capacity = gauge("streams_capacity", "Streams that can be remembered.")
+        self.state_bytes = gauge("state_bytes", "Bytes that states take in memory.")
+
+        self.predictions = counter("predictions", "Predictions made.", "model").labels(model)
+        self.anomalies = counter("anomalies", "Predictions whose score was over the threshold.", "model").labels(model)
+        self.scores = histogram("anomaly_score", "Anomaly scores.", SCORES, "model", model)
+        self.errors = histogram(
+            "forecast_abs_error", "Forecast errors, in the features' units.", SCORES, "model", model
+        )
+        self.out_of_order = counter("out_of_order", "Records older than their stream.", "topic").labels(topic)
+        self.gaps = counter("gaps", "Records more than 1.5 periods after their stream.", "topic").labels(topic)
+        self.model_info = Info("model", "The model in use.", namespace=PREFIX, registry=registry)
+        build = Info("build", "What runs it.", namespace=PREFIX, registry=registry)
+        build.info(
+            {
+                "version": version("statestep"),
+                "python": platform.python_version(),
+                "onnxruntime": version("onnxruntime"),
+                "kafka_client": version("kafka-python"),
+            }
+        )
+        self.up = Enum("up_state", "What the service is doing.", namespace=PREFIX, registry=registry, states=STATES)
+        self.commits = counter("commits", "Commits of offsets.")
+        self.commit_failures = counter("commit_failures", "Commits that were refused or lost.")
+
+        self._by_reason = {
+            policy: {reason: family.labels(topic, reason) for reason in REASONS}
+            for policy, family in (("dead-letter", self._dead), ("skip", self._skipped))
+        }
+        for kind in ("assigned", "revoked", "lost"):
+            self.rebalances.labels(kind)
+        self._by_partition: dict[int, tuple[Counter, Gauge, Gauge, Gauge]] = {}
+
+    def refused(self, policy: str, reason: str, count: int) -> None:
+        """Count refused records under the policy that they met."""
+        if policy in self._by_reason:
+            self._by_reason[policy][reason].inc(count)
+
+    def partition(self, partition: int) -> tuple[Counter, Gauge, Gauge, Gauge]:
+        """The series of one partition: consumed, lag, position, committed."""
+        if partition not in self._by_partition:
+            names = (self.topic, str(partition))
+            series = (self._consumed, self._lag, self._position, self._committed)
+            consumed, lag, position, committed = (family.labels(*names) for family in series)
+            assert isinstance(consumed, Counter)
+            assert isinstance(lag, Gauge) and isinstance(position, Gauge) and isinstance(committed, Gauge)
+            self._by_partition[partition] = (consumed, lag, position, committed)
+        return self._by_partition[partition]
+
+    def forget(self, partition: int) -> None:
+        """Stop reporting a partition that another member reports now."""
+        if self._by_partition.pop(partition, None):
+            for family in (self._lag, self._position, self._committed):
+                family.remove(self.topic, str(partition))
