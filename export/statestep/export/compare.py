@@ -1,0 +1,70 @@
+"""Where two runs of one model differ: the first timestep, stream, output and feature, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from statestep.runtime import Contract
+
+Array = np.ndarray[Any, Any]
+Outputs = dict[str, Array]  # by name, each [T, B, …]
+
+TOLERANCE = 1e-5  # standard deviations of the checked data
+SCORE_TOLERANCE = 1e-3  # of the score, which squares a difference over a small spread
+
+
+def units(contract: Contract, x: Array) -> dict[str, Array]:
+    """What a difference is measured in, for each output that is in sensor units: x [T, B, F] → [K] by output.
+
+    The spread of the data, but at least a few roundings of float32 at its level, which no computation can better.
+    """
+    flat = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    rounding = 2 * np.finfo(np.float32).eps * np.abs(flat).max(axis=0) / TOLERANCE
+    std = np.maximum(np.maximum(flat.std(axis=0), rounding), np.finfo(np.float32).tiny)  # [F]
+    columns = {feature: column for column, feature in enumerate(contract.feature_names)}
+    return {
+        output.name: std[[columns[feature] for feature in output.features]]
+        for output in contract.outputs
+        if output.features is not None and all(feature in columns for feature in output.features)
+    }
+
+
+def first_difference(
+    contract: Contract, one: Outputs, other: Outputs, unit: Mapping[str, Array] | None = None
+) -> str | None:
+    """The first timestep at which the two differ, in a phrase; without `unit` to the bit."""
+    first: tuple[Array, str] | None = None  # the place, and the output's name
+    for name, value in one.items():
+        theirs = other[name]
+        if value.shape != theirs.shape or value.dtype != theirs.dtype:
+            return f"{name} is {value.dtype} {list(value.shape)} here, {theirs.dtype} {list(theirs.shape)} there"
+        apart = np.argwhere(_apart(name, value, theirs, unit))  # [differences, axes]
+        if len(apart) and (first is None or apart[0][0] < first[0][0]):
+            first = apart[0], name
+    if first is None:
+        return None
+    place, name = first
+    here, there = one[name][tuple(place)], other[name][tuple(place)]
+    return f"{place_in_words(contract, name, place)} differs: {here!s} and {there!s}"
+
+
+def _apart(name: str, value: Array, theirs: Array, unit: Mapping[str, Array] | None) -> Array:
+    if unit is None:
+        bits = np.dtype(f"V{value.dtype.itemsize}")
+        return np.asarray(np.ascontiguousarray(value).view(bits) != np.ascontiguousarray(theirs).view(bits))
+    if value.dtype.kind != "f":
+        return np.zeros(value.shape, bool)  # a flag may tip where the number that it follows from only rounds
+    gap = np.abs(value.astype(np.float64) - theirs)
+    if name in unit:
+        return ~(gap <= TOLERANCE * unit[name])
+    return ~(gap <= SCORE_TOLERANCE * np.maximum(1.0, np.abs(theirs)))
+
+
+def place_in_words(contract: Contract, name: str, place: Array) -> str:
+    """Where in [T, B, …] in words: timestep, stream, output and the feature it is of."""
+    features = next(output.features for output in contract.outputs if output.name == name)
+    of = f" of {features[place[2]]!r}" if features is not None and len(place) == 3 else ""
+    return f"step {place[0] + 1}, stream {place[1] + 1}: {name}{of}"

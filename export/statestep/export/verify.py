@@ -1,0 +1,320 @@
+"""Proof, on this machine and with the very runtime that will run it, that a step model does what its contract says.
+
+1. *Finite.* Every output is a finite number for finite readings.
+2. *Streaming is offline.* Stepped by the engine = one run of the sequence file over the whole sequence.
+3. *Batches do not matter.* Every batch size and composition gives each stream the same bits.
+4. *torch agrees*, where it is installed and the weights lie beside the model.
+
+It needs no torch itself, prints nothing and writes nothing: it returns a `Report`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from statestep.export.compare import TOLERANCE, Array, Outputs, first_difference, place_in_words, units
+from statestep.export.errors import DataError
+from statestep.runtime import Contract, Engine, ModelError, StepModel, session_options
+
+SHAPES = ((1, 1), (2, 7), (200, 1), (64, 2), (48, 64))  # (T, B) of the drawn sequences
+COMPANY = (2, 3, 7, 16, 64, 257)  # batch sizes that must give the bits of batch 1
+COMPANY_STEPS = 6
+DATA_STEPS = 20_000  # timesteps of the given data that are stepped, over all streams
+TORCH_STEPS = 400  # timesteps of each stream that torch runs: its recurrences are plain loops
+TORCH_STREAMS = 8
+WINDOWS = 2_000  # windows that are compared with streaming, evenly spread over the data
+SPEED_BATCHES = (1, 64, 1024)
+SPEED_SECONDS = 0.15  # for each batch size
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One claim. `passed` is None where it could not be checked or only reports."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How long a step of `batch` streams takes on one core of this machine."""
+
+    batch: int
+    microseconds: float  # a step of the whole batch
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `verify` found. `parity` is for the contract: steps and largest difference from torch, in sensor units."""
+
+    name: str
+    fingerprint: str
+    checks: tuple[Check, ...]
+    speeds: tuple[Speed, ...]
+    parity: dict[str, float] | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return not self.failures
+
+    @property
+    def failures(self) -> list[Check]:
+        """The checks that failed."""
+        return [check for check in self.checks if check.passed is False]
+
+
+def sequence_path(model: str | Path) -> Path:
+    """Where the whole-sequence form of a step model lies.
+
+    >>> sequence_path("models/pump.onnx").name
+    'pump.sequence.onnx'
+    """
+    return Path(model).with_suffix(".sequence.onnx")
+
+
+def verify(
+    model: str | Path,
+    data: Mapping[str, Array] | None = None,
+    *,
+    window: int | None = None,
+    sequence: bool = True,
+    torch_model: Callable[[Array], Outputs] | None = None,
+    seed: int = 0,
+) -> Report:
+    """Check the step model at `model`, on `data` (stream → raw readings [T, F]) and on sequences drawn from `seed`.
+
+    `window` also reports how far predictions from windows of that many timesteps are from streamed ones.
+    `sequence=False` does without the sequence file; otherwise its absence is a failure. `torch_model` is the torch
+    reference, x [T, B, F] → outputs [T, B, …]; by default it is read from `<name>.pt`. Rows of `data` that hold a NaN
+    are passed by, as the service would send them to the dead letters.
+
+    Raises `ModelError` for a file that is no step model and `DataError` for data of another shape.
+    """
+    step = StepModel.load(model)
+    rng = np.random.default_rng(seed)
+    streams = _readings(step.contract, data)
+    drawn = [_draw(step.contract, steps, batch, rng) for steps, batch in SHAPES]
+    given = _cut(streams, DATA_STEPS)
+    sequences = [*drawn, *given]  # each [T, B, F]
+    stepped = [_stepped(step, x) for x in sequences]
+    exact = not _has_plain_rnn(model)
+    checks = [_finite(step.contract, stepped)]
+    if sequence:
+        checks.append(_offline(step.contract, sequence_path(model), sequences, stepped, exact))
+    checks.append(_company(step, rng))
+    torch_check, parity = _torch(step.contract, Path(model), torch_model, sequences, stepped)
+    checks.append(torch_check)
+    if window is not None:
+        checks.append(_windowed(step, window, streams or {"drawn": _draw(step.contract, 2_000, 1, rng)[:, 0]}))
+    speeds = tuple(_speed(step, batch, rng) for batch in SPEED_BATCHES)
+    return Report(step.contract.name, step.fingerprint, tuple(checks), speeds, parity)
+
+
+def _readings(contract: Contract, data: Mapping[str, Array] | None) -> dict[str, Array]:
+    """Each stream as float32 [T, F], rows that are not finite left out."""
+    features = len(contract.features)
+    streams = {}
+    for name, x in (data or {}).items():
+        if x.ndim != 2 or x.shape[1] != features:
+            raise DataError(f"stream {name!r} has shape {list(x.shape)}, the model takes [T, {features}] readings")
+        rows = np.ascontiguousarray(x, np.float32)
+        rows = rows[np.isfinite(rows).all(axis=1)]
+        if len(rows):
+            streams[name] = rows
+    return streams
+
+
+def _draw(contract: Contract, steps: int, batch: int, rng: np.random.Generator) -> Array:
+    """Readings that wander within each feature's range: a first-order autoregression, [T, B, F]."""
+    ranges = [(f.min, f.max) if f.min is not None and f.max is not None else (-2.0, 2.0) for f in contract.features]
+    low, high = np.array(ranges).T  # [F]
+    noise = rng.standard_normal((steps, batch, len(ranges)))  # [T, B, F]
+    wander = np.empty_like(noise)
+    level = rng.standard_normal(noise.shape[1:])  # [B, F]
+    for t in range(steps):
+        level = 0.9 * level + np.sqrt(1 - 0.9**2) * noise[t]
+        wander[t] = level
+    return np.ascontiguousarray((low + high) / 2 + (high - low) / 4 * wander, np.float32)
+
+
+def _cut(streams: Mapping[str, Array], budget: int) -> list[Array]:
+    """Streams as sequences [T, 1, F], each from its beginning, with no more than `budget` timesteps in all."""
+    share = max(budget // max(len(streams), 1), 2)
+    return [x[:share, None] for x in list(streams.values())[: budget // share]]
+
+
+def _stepped(model: StepModel, x: Array) -> Outputs:
+    """x [T, B, F] through the engine, one timestep of every stream a call."""
+    engine = Engine(model, max_streams=x.shape[1])
+    keys = [b"%d" % stream for stream in range(x.shape[1])]
+    rows = []
+    for row in x:
+        rows.append(engine.advance(keys, row).outputs)
+        engine.commit()
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _has_plain_rnn(model: str | Path) -> bool:
+    """Whether the graph holds ONNX's RNN operator, whose single row rounds otherwise than a row among many."""
+    return any(node.op_type == "RNN" for node in onnx.load(model).graph.node)
+
+
+def _finite(contract: Contract, stepped: Sequence[Outputs]) -> Check:
+    name = "finite outputs"
+    for outputs in stepped:
+        for output, value in outputs.items():
+            if not np.isfinite(value).all():
+                place = np.argwhere(~np.isfinite(value))[0]
+                return Check(name, False, f"{place_in_words(contract, output, place)} is not a finite number")
+    return Check(name, True, f"{sum(len(next(iter(o.values()))) for o in stepped):,} timesteps")
+
+
+def _offline(
+    contract: Contract, path: Path, sequences: Sequence[Array], stepped: Sequence[Outputs], exact: bool
+) -> Check:
+    name = "streaming = offline"
+    if not path.exists():
+        return Check(name, False, f"there is no sequence file {path.name!r} beside the model to check it against")
+    try:
+        session = ort.InferenceSession(path.read_bytes(), session_options(), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a class of its own for every kind of fault
+        raise ModelError(f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0]}") from None
+    names = [output.name for output in contract.outputs]
+    absent = sorted(set(names) - {node.name for node in session.get_outputs()})
+    if absent:
+        return Check(name, False, f"the sequence file {path.name!r} has no output {absent[0]!r}")
+    entrance = session.get_inputs()[0].name
+    for x, outputs in zip(sequences, stepped, strict=True):
+        whole = dict(zip(names, session.run(names, {entrance: x}), strict=True))
+        difference = first_difference(contract, outputs, whole, None if exact else units(contract, x))
+        if difference:
+            return Check(name, False, f"{difference} (stepped, then as one sequence of {len(x)} × {x.shape[1]})")
+    how = "bit-equal" if exact else f"within {TOLERANCE:g} standard deviations, as ONNX's RNN rounds a single row apart"
+    return Check(name, True, f"{how} over {sum(len(x) for x in sequences):,} timesteps, 1 to 64 streams")
+
+
+def _company(model: StepModel, rng: np.random.Generator) -> Check:
+    """Each stream alone, then among others: in batches of every size, shuffled, and interleaved at random."""
+    name = "batches do not matter"
+    contract = model.contract
+    x = _draw(contract, COMPANY_STEPS, max(COMPANY), rng)  # [T, N, F]
+    alone = [_stepped(model, x[:, stream : stream + 1]) for stream in range(x.shape[1])]
+    expected = {key: np.concatenate([outputs[key] for outputs in alone], axis=1) for key in alone[0]}  # [T, N, …]
+    for size in COMPANY:
+        order = rng.permutation(x.shape[1])[: size * (x.shape[1] // size)]
+        for members in order.reshape(-1, size):
+            among = _stepped(model, x[:, members])
+            difference = first_difference(contract, among, {key: value[:, members] for key, value in expected.items()})
+            if difference:
+                return Check(name, False, f"{difference} (in a batch of {size}, then alone)")
+    difference = first_difference(contract, _interleaved(model, x, rng), expected)
+    if difference:
+        return Check(name, False, f"{difference} (interleaved with other streams, then alone)")
+    return Check(name, True, f"bit-equal at batch 1, {', '.join(map(str, COMPANY))}, shuffled and interleaved")
+
+
+def _interleaved(model: StepModel, x: Array, rng: np.random.Generator) -> Outputs:
+    """x [T, N, F] in a random order that keeps each stream's own, cut into calls of random size."""
+    steps, streams = x.shape[:2]
+    order = rng.permutation(np.repeat(np.arange(streams), steps))  # [T·N] the stream of each observation
+    place = np.zeros(len(order), np.int64)  # [T·N] its timestep
+    by_stream = np.argsort(order, kind="stable")
+    place[by_stream] = np.tile(np.arange(steps), streams)
+    engine = Engine(model, max_streams=streams)
+    cuts = np.sort(rng.integers(0, len(order), 12))
+    out: Outputs = {}
+    for rows in np.split(np.arange(len(order)), cuts):
+        advanced = engine.advance([b"%d" % stream for stream in order[rows]], x[place[rows], order[rows]])
+        engine.commit()
+        for name, value in advanced.outputs.items():
+            whole = out.setdefault(name, np.empty((steps, streams, *value.shape[1:]), value.dtype))
+            whole[place[rows], order[rows]] = value
+    return out
+
+
+def _torch(
+    contract: Contract,
+    path: Path,
+    reference: Callable[[Array], Outputs] | None,
+    sequences: Sequence[Array],
+    stepped: Sequence[Outputs],
+) -> tuple[Check, dict[str, float] | None]:
+    name = "torch agrees"
+    weights = path.with_suffix(".pt")
+    if reference is None:
+        if not weights.exists():
+            return Check(name, None, f"not checked: there is no {weights.name!r} beside the model"), None
+        if importlib.util.find_spec("torch") is None:
+            return Check(name, None, "not checked: torch is not installed"), None
+        from statestep.export.weights import load, reference_of
+
+        reference = reference_of(load(weights))
+    steps, largest, relative = 0, 0.0, 0.0
+    for x, outputs in zip(sequences, stepped, strict=True):
+        x = x[:TORCH_STEPS, :TORCH_STREAMS]
+        unit = units(contract, x)
+        theirs = reference(x)
+        ours = {key: value[: len(x), : x.shape[1]] for key, value in outputs.items() if key in theirs}
+        difference = first_difference(contract, ours, theirs, unit)
+        if difference:
+            return Check(name, False, f"{difference} (onnxruntime, then torch)"), None
+        gap = np.abs(ours["prediction"] - theirs["prediction"])  # [T, B, K]
+        steps, largest = steps + len(x), max(largest, float(gap.max()))
+        relative = max(relative, float((gap / unit["prediction"]).max()))
+    detail = f"within {relative:.1g} standard deviations over {steps:,} timesteps"
+    return Check(name, True, detail), {"steps": steps, "max_abs_difference": float(f"{largest:.2g}")}
+
+
+def _windowed(model: StepModel, window: int, streams: Mapping[str, Array]) -> Check:
+    """Predictions of a fresh state after the last `window` rows, against those of a state carried since the start."""
+    name = f"windows of {window}"
+    if window < 1:
+        raise DataError(f"window is {window}, it must be 1 timestep or more")
+    usable = {key: x for key, x in streams.items() if len(x) > window}
+    if not usable:
+        longest = max((len(x) for x in streams.values()), default=0)
+        return Check(name, None, f"not compared: the longest stream has {longest} rows")
+    stride = max(sum(len(x) - window for x in usable.values()) // WINDOWS, 1)
+    gaps = []
+    for x in usable.values():
+        streamed = _prediction(_stepped(model, x[:, None]), model.contract)[:, 0]  # [T, K]
+        ends = np.arange(window, len(x), stride)  # [n] the last row of each window; before `window` both are the same
+        rows = x[ends[None] - window + 1 + np.arange(window)[:, None]]  # [window, n, F]
+        fresh = _prediction(_stepped(model, rows), model.contract)[-1]  # [n, K]
+        unit = units(model.contract, x[:, None])["prediction"]
+        gaps.append((fresh - streamed[ends]) / unit)
+    gap = np.concatenate(gaps)  # [windows, K]
+    rms = float(np.sqrt(np.mean(gap.astype(np.float64) ** 2)))
+    return Check(
+        name, None, f"differ from streaming by {rms:.2g} standard deviations (RMS), {np.abs(gap).max():.2g} at most"
+    )
+
+
+def _prediction(outputs: Outputs, contract: Contract) -> Array:
+    output = contract.output("prediction")
+    if output is None:
+        raise ModelError(f"model {contract.name!r} names no output as its prediction, there is nothing to compare")
+    return outputs[output.name]
+
+
+def _speed(model: StepModel, batch: int, rng: np.random.Generator) -> Speed:
+    """The median call."""
+    x = _draw(model.contract, 1, batch, rng)[0]  # [B, F]
+    states = [np.stack([state] * batch) for state in model.initial_states()]
+    model.step(x, states)
+    laps: list[float] = []
+    begin = time.perf_counter()
+    while (before := time.perf_counter()) - begin < SPEED_SECONDS:
+        model.step(x, states)
+        laps.append(time.perf_counter() - before)
+    return Speed(batch, float(np.median(laps)) * 1e6)

@@ -1,0 +1,132 @@
+"""From a stream model to files: the step model with its contract, its sequence form and its weights, proven first.
+
+Everything is written into a folder beside the target, verified there, and only then moved to its name, the step
+model last: a failed proof, or a crash, leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import torch
+
+from statestep.export.compare import Array
+from statestep.export.errors import ExportError
+from statestep.export.forecaster import Forecaster
+from statestep.export.forms import StreamModel
+from statestep.export.graph import sequence_graph, step_graph
+from statestep.export.verify import Report, sequence_path, verify
+from statestep.export.weights import reference_of, save
+from statestep.runtime import Contract, Feature, Output, stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """The files that were written. A lifted module's weights stay its team's own: `weights` is None."""
+
+    model: Path
+    sequence: Path
+    weights: Path | None
+    contract: Contract
+    report: Report
+
+
+def export_step(
+    model: StreamModel,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    model_version: str = "1",
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    units: Mapping[str, str] | None = None,
+    period_seconds: float | None = None,
+    license: str | None = None,
+    trained_on: str | None = None,
+    data: Mapping[str, Array] | None = None,
+) -> Exported:
+    """Write `model` to `out` (`<name>.onnx`), `<name>.sequence.onnx` and, for a `Forecaster`, `<name>.pt`.
+
+    `ranges` has the least and greatest reading seen of each feature and `units` their units, for the contract;
+    `data` (stream → [T, F]) is checked along with drawn sequences. The other settings go into the contract as they
+    are. Raises `ExportError` where `out` cannot be written or the proof fails; then nothing has been written.
+    """
+    out = Path(out)
+    if out.suffix != ".onnx":
+        raise ExportError(f"the model is to be written to {str(out)!r}, its name must end in .onnx")
+    contract = contract_of(
+        model,
+        name=name or out.stem,
+        model_version=model_version,
+        ranges=ranges or {},
+        units=units or {},
+        period_seconds=period_seconds,
+        license=license,
+        trained_on=trained_on,
+    )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as folder:
+            return _write(model, contract, Path(folder) / out.name, out, data)
+    except OSError as error:
+        raise ExportError(f"the model cannot be written to {str(out)!r}: {error.strerror}") from None
+
+
+def contract_of(
+    model: StreamModel,
+    *,
+    name: str,
+    model_version: str,
+    ranges: Mapping[str, tuple[float, float]],
+    units: Mapping[str, str],
+    period_seconds: float | None,
+    license: str | None,
+    trained_on: str | None,
+) -> Contract:
+    """What the step model's tensors mean."""
+    features = []
+    for feature in model.features:
+        low, high = ranges.get(feature, (None, None))
+        features.append(Feature(feature, units.get(feature), low, high))
+    columns = {"prediction": model.target_names, "expected": model.target_names}
+    return Contract(
+        name=name,
+        features=tuple(features),
+        states=model.states,
+        outputs=tuple(Output(output, role=output, features=columns.get(output)) for output in model.outputs),
+        model_version=model_version,
+        period_seconds=period_seconds,
+        producer=f"statestep {version('statestep')} (torch {torch.__version__.partition('+')[0]})",
+        license=license,
+        trained_on=trained_on,
+    )
+
+
+def _write(
+    model: StreamModel, contract: Contract, draft: Path, out: Path, data: Mapping[str, Array] | None
+) -> Exported:
+    """Write at `draft`, prove it there, move it to `out`."""
+    graph = step_graph(model)
+    stamp(graph, contract)
+    onnx.save(graph, draft)
+    onnx.save(sequence_graph(model), sequence_path(draft))
+    report = verify(draft, data, torch_model=reference_of(model))
+    if not report.passed:
+        failed = report.failures[0]
+        raise ExportError(f"the exported model fails its proof ({failed.name}): {failed.detail}")
+    contract = replace(contract, parity=report.parity)
+    stamp(graph, contract)  # the proof goes into the metadata; the graph that was proven stays as it is
+    onnx.save(graph, draft)
+    names = [sequence_path(draft), draft]
+    weights = None
+    if isinstance(model.network, Forecaster):
+        weights = out.with_suffix(".pt")
+        save(model, draft.with_suffix(".pt"))
+        names.insert(0, draft.with_suffix(".pt"))
+    for path in names:
+        path.replace(out.parent / path.name)
+    return Exported(out, sequence_path(out), weights, contract, report)
