@@ -1,0 +1,77 @@
+# What a person or a CI machine does here; `make` alone lists it. Everything lands in ignored folders: .venv .kafka .tools.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The Python that makes .venv (any 3.11 or later), the port of `make kafka`, extra arguments of a command.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+KAFKA_PORT ?= 9092
+ARGS ?=
+
+BIN := .venv/bin
+BASE := .venv/.base-installed
+FULL := .venv/.full-installed
+KAFKA := $(BIN)/python tests/broker/kafka_server.py
+
+.PHONY: help
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(BASE)  ## A simulated fleet through the service, live, with nothing but Python (ARGS="--seed 7")
+	$(BIN)/statestep demo $(ARGS)
+
+.PHONY: setup
+setup: $(FULL)  ## Everything that development and tests need: torch, linters, a Kafka, a Prometheus
+	$(KAFKA) fetch
+	tests/deploy/get_prometheus.sh
+
+.PHONY: test
+test: setup lint types  ## Every check and every test, from a fresh clone
+	$(BIN)/pytest $(ARGS)
+
+.PHONY: lint
+lint: $(FULL)  ## Style and format, by ruff
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+.PHONY: types
+types: $(FULL)  ## Types, by mypy, strict
+	$(BIN)/mypy
+
+.PHONY: kafka
+kafka: $(BASE)  ## Start a Kafka broker on localhost (KAFKA_PORT=9092), its data in .kafka/
+	$(KAFKA) start --port $(KAFKA_PORT)
+
+.PHONY: kafka-stop
+kafka-stop: $(BASE)  ## Stop that broker, and no other
+	$(KAFKA) stop
+
+.PHONY: bench
+bench: $(BASE)  ## Messages per second and CPU time per message, by stage
+	$(BIN)/statestep bench $(ARGS)
+
+.PHONY: clean
+clean:  ## Stop the broker and remove all that these targets made
+	if [ -x $(BIN)/python ] && [ -e .kafka/broker.pid ]; then $(KAFKA) stop; fi
+	rm -rf .venv .kafka .tools .benchmarks .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo-out
+
+# The base package alone, which is all that `make demo` installs; `make setup` adds to the same environment.
+$(BASE): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "statestep needs Python 3.11 or later and found none:" \
+		"install one, or name it with PYTHON=/path/to/python3." >&2; exit 2; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'  # older ones know no dependency groups
+	@echo "installing statestep into .venv …"
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+# On Linux torch's wheels load their CUDA libraries, some gigabytes, even where there is no GPU: without them
+# `import torch` fails. A pip that is configured for torch's CPU wheels is left its choice.
+$(FULL): $(BASE)
+	@echo "installing torch and the development tools into .venv, which takes a few minutes the first time …"
+	$(BIN)/pip install --quiet --editable '.[export,parquet]' --group dev
+	touch $@
