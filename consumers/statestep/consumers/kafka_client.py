@@ -1,4 +1,4 @@
-"""How a client of kafka-python is set up: properties under the names that people know, errors in one sentence, topics."""
+"""How a kafka-python client is set up: properties under the names people know, errors in one sentence, topics."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _typed(name: str, value: Any, default: Any) -> Any:
 
 
 def connect(client: Any, properties: Properties, **ours: Any) -> Any:
-    """A client of kafka-python with the properties that it knows. Settings of ours that a person may change give way."""
+    """A kafka-python client with the properties that it knows; settings of ours that are not in `OURS` give way."""
     fixed = {name: value for name, value in ours.items() if name in OURS}
     config = {name: value for name, value in ours.items() if name not in OURS} | dict(properties) | fixed
     config = {name: value for name, value in config.items() if name in client.DEFAULT_CONFIG}

@@ -1,0 +1,201 @@
+"""The settings of `statestep run`: from flags, then the environment, then a TOML file, then these defaults.
+
+A setting called `http_port` is `--http-port`, `STATESTEP_HTTP_PORT` and `http_port = 9464`. What is not known is
+refused wherever it comes from: a misspelt setting that is passed by in silence is found at night.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES, parse_time
+from statestep.consumers.http import DEFAULT_PORT
+from statestep.consumers.kafka_client import client_properties
+
+PREFIX = "STATESTEP_"
+NOT_SETTINGS = ("STATESTEP_TEST_", "STATESTEP_CONFIG")  # the test suite's own, and where the file is
+TOPIC = r"^[A-Za-z0-9._-]{1,249}$"  # what a broker accepts as a topic's name
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, missing or wrong: one sentence."""
+
+
+def _start(value: str) -> str:
+    if value not in ("earliest", "latest") and parse_time(value) is None:
+        raise ValueError("must be earliest, latest or a time (ISO 8601 or epoch seconds)")
+    return value
+
+
+class Settings(BaseSettings):
+    """Everything that can be set for the Kafka service."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    model: Path = Field(description="The step model, an .onnx file.")
+    bootstrap_servers: str = Field(description="Kafka brokers, host:port separated by commas.")
+    input: str = Field(pattern=TOPIC, description="The topic to read.")
+    output: str = Field(pattern=TOPIC, description="The topic to write predictions to.")
+    app_id: str = Field(
+        pattern=r"^[A-Za-z0-9._-]{1,200}$",
+        description="Names the application: consumer group, client, and the beginning of its own topics' names.",
+    )
+    dead_letters: str | None = Field(None, pattern=TOPIC, description="Dead letter topic; <app-id>-dlq by default.")
+    start: Annotated[str, AfterValidator(_start)] = Field(
+        "earliest", description="Where a new application id begins: earliest, latest or a time."
+    )
+    create_topics: bool = Field(True, description="Create the output and dead letter topics where they are missing.")
+    time: str = Field("ts", description="The message's field that holds its time; else the record's own time is taken.")
+    key: str | None = Field(None, description="The field that names the stream; by default the record's key does.")
+    on_bad_message: Literal["dead-letter", "skip", "fail"] = Field(
+        "dead-letter", description="What happens to a message that cannot be applied."
+    )
+    max_streams: int = Field(1_000_000, ge=1, description="Streams remembered at most; one more stops the service.")
+    batch_records: int = Field(4096, ge=1, le=1_000_000, description="Records applied and committed together at most.")
+    commit_interval_ms: int = Field(100, ge=0, le=60_000, description="How long a record waits for others.")
+    max_message_bytes: int = Field(MAX_MESSAGE_BYTES, ge=1, description="A larger value is a dead letter.")
+    dead_letter_max_bytes: int = Field(MAX_DEAD_LETTER_BYTES, ge=0, description="A dead letter's value is cut to this.")
+    http_host: str = Field("127.0.0.1", description="Where metrics and health are served.")
+    http_port: int = Field(DEFAULT_PORT, ge=0, le=65535, description="Their port; 0 takes a free one.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged to stderr.")
+    client_properties: Path | None = Field(None, description="A file of Kafka client properties, name=value a line.")
+    kafka: dict[str, Any] = Field({}, description="More Kafka client properties; these win over the file's.")
+
+    @property
+    def dead_letter_topic(self) -> str:
+        """Where refused records go."""
+        return self.dead_letters or f"{self.app_id}-dlq"
+
+    def kafka_properties(self) -> dict[str, Any]:
+        """What the Kafka clients are set up with. Raises `ConfigError`."""
+        given = {} if self.client_properties is None else _properties_file(self.client_properties)
+        try:
+            return client_properties(given | self.kafka) | {"bootstrap_servers": self.bootstrap_servers.split(",")}
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+
+def load(path: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
+    """Put the settings together. `flags` holds those that were given, None where one was not.
+
+    Raises `ConfigError` for the first thing that is unknown, missing or wrong.
+    """
+    environ = os.environ if environ is None else environ
+    given = {name: value for name, value in flags.items() if value is not None}
+    _refuse_unknown(environ)
+    named = environ.get(f"{PREFIX}CONFIG")
+    path = path or (Path(named) if named else None)
+    if path is not None:
+        _refuse_unreadable(path)
+    if "KAFKA_BOOTSTRAP_SERVERS" in environ and f"{PREFIX}BOOTSTRAP_SERVERS" not in environ:
+        given.setdefault("bootstrap_servers", environ["KAFKA_BOOTSTRAP_SERVERS"])
+
+    class Loaded(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            file = () if path is None else (TomlConfigSettingsSource(settings_cls, path),)
+            return init_settings, env_settings, *file
+
+    try:
+        return Loaded(**given)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from None
+
+
+def describe(settings: Settings) -> str:
+    """The settings as a TOML file that would give them; passwords are left out.
+
+    Used by `run --print-config`.
+    """
+    lines = []
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if value is None or value == {}:
+            continue
+        if isinstance(value, dict):
+            pairs = ", ".join(f"{_toml(k)} = {_toml('***' if _secret(k) else v)}" for k, v in value.items())
+            lines.append(f"{name} = {{ {pairs} }}")
+        else:
+            lines.append(f"{name} = {_toml(value)}")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return (
+        str(value)
+        if isinstance(value, int | float)
+        else '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    )
+
+
+def _secret(name: str) -> bool:
+    return any(word in name.lower() for word in ("password", "jaas", "secret", "token"))
+
+
+def _refuse_unknown(environ: Mapping[str, str]) -> None:
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    for name in sorted(environ):
+        if name.upper().startswith(PREFIX) and name.upper() not in known and not name.upper().startswith(NOT_SETTINGS):
+            raise ConfigError(f"the environment variable {name} is no setting{_nearest(name.upper(), known)}")
+
+
+def _refuse_unreadable(path: Path) -> None:
+    try:
+        keys = tomllib.loads(path.read_text()).keys()
+    except OSError as error:
+        raise ConfigError(f"the configuration {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration {path} is not TOML: {error}") from None
+    for key in keys:
+        if key not in Settings.model_fields:
+            raise ConfigError(f"{path}: {key!r} is no setting{_nearest(key, set(Settings.model_fields))}")
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(sorted(known))}"
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else "configuration"
+    flag = f"--{name.replace('_', '-')}"
+    if first["type"] == "missing":
+        return f"{flag} is missing; give it, or {PREFIX}{name.upper()}, or {name} in the configuration file"
+    reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{flag} is {first['input']!r}: {reason[0].lower()}{reason[1:]}"
+
+
+def _properties_file(path: Path) -> dict[str, str]:
+    """A Java properties file: name=value a line, # and ! begin comments."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the Kafka properties {path} cannot be read: {error}") from None
+    found = {}
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if not line or line[0] in "#!":
+            continue
+        name, equals, value = line.partition("=")
+        if not equals:
+            raise ConfigError(f"{path}: line {number} is {line!r}, it must be name=value")
+        found[name.strip()] = value.strip()
+    return found

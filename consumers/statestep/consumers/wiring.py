@@ -1,0 +1,199 @@
+"""How the parts are joined for each way of running: behind Kafka, over a file, over anything an embedder brings."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from statestep.consumers import files
+from statestep.consumers.broker import KafkaSink, KafkaSource
+from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES, Decoder, Encoder, Fields, parse_time
+from statestep.consumers.config import Settings
+from statestep.consumers.http import HttpServer
+from statestep.consumers.kafka_client import prepare_topics
+from statestep.consumers.metrics import Metrics
+from statestep.consumers.pipeline import Batch, Pipeline, Policy
+from statestep.consumers.ports import Sink, Source
+from statestep.consumers.service import Limits, Service, Summary, TimedModel
+from statestep.runtime import Engine, StepModel
+
+log = logging.getLogger("statestep")
+
+STOP_SECONDS = 10.0  # from SIGTERM to the end, come what may
+EXIT_RESTART = 75  # EX_TEMPFAIL: the deadline passed, start me again
+
+
+def build(
+    model: StepModel,
+    source: Source,
+    sink: Sink,
+    *,
+    metrics: Metrics | None = None,
+    fields: Fields | None = None,
+    policy: Policy = "dead-letter",
+    max_streams: int = 1_000_000,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    dead_letter_max_bytes: int = MAX_DEAD_LETTER_BYTES,
+    limits: Limits | None = None,
+    start: Callable[[int], int] | None = None,
+    on_batch: Callable[[Batch], None] | None = None,
+) -> Service:
+    """A service over any source and sink, ready to `run`."""
+    fields = fields or Fields()
+    metrics = metrics or Metrics(CollectorRegistry(), source.topic, model.contract.name)
+    metrics.model_info.info(
+        {"model": model.contract.name, "version": model.contract.model_version, "sha256": model.fingerprint[:12]}
+    )
+    timed = TimedModel(model, lambda seconds: metrics.stages.observe([seconds], "infer"))
+    pipeline = Pipeline(
+        Engine(timed, max_streams),
+        Decoder(model.contract, fields, max_message_bytes),
+        Encoder(model.contract, model.fingerprint, source.topic),
+        policy=policy,
+        max_dead_letter_bytes=dead_letter_max_bytes,
+        keyed_by_field=fields.stream is not None,
+    )
+    return Service(
+        source,
+        sink,
+        pipeline,
+        metrics,
+        model.fingerprint,
+        start=start,
+        limits=limits,
+        policy=policy,
+        on_batch=on_batch,
+    )
+
+
+def serve_kafka(settings: Settings, stop: threading.Event) -> Summary:
+    """Run behind Kafka until `stop` is set. Raises what the parts raise; nothing uncommitted counts."""
+    model = StepModel.load(settings.model)
+    fields = Fields(settings.time, settings.key)
+    Decoder(model.contract, fields)  # a clash of names is told before anything is touched
+    properties = settings.kafka_properties()
+    partitions = prepare_topics(
+        properties,
+        settings.app_id,
+        settings.input,
+        [settings.output, settings.dead_letter_topic],
+        create=settings.create_topics,
+    )
+    metrics = Metrics(CollectorRegistry(), settings.input, model.contract.name)
+    source = KafkaSource(settings.input, settings.app_id, properties)
+    sink = KafkaSink(settings.app_id, properties, settings.output, settings.dead_letter_topic, partitions)
+    service = build(
+        model,
+        source,
+        sink,
+        metrics=metrics,
+        fields=fields,
+        policy=settings.on_bad_message,
+        max_streams=settings.max_streams,
+        max_message_bytes=settings.max_message_bytes,
+        dead_letter_max_bytes=settings.dead_letter_max_bytes,
+        limits=Limits(settings.commit_interval_ms / 1000, settings.batch_records),
+        start=lambda partition: _start_offset(settings.start, source, partition),
+    )
+    server = HttpServer(metrics.registry, service.pages(), settings.http_host, settings.http_port)
+    log.info("metrics and health at %s", server.url)
+    log.info("model %s, %s → %s, application %s", model.contract.name, settings.input, settings.output, settings.app_id)
+    try:
+        return service.run(stop.is_set)
+    finally:
+        source.close()
+        sink.close()
+        server.close()
+
+
+def replay(
+    model: StepModel,
+    data: str,
+    out: str,
+    *,
+    key: str | None = None,
+    time: str = "ts",
+    dead_letters: str | None = None,
+    policy: Policy = "dead-letter",
+    max_streams: int = 1_000_000,
+    stopping: Callable[[], bool] = lambda: False,
+    on_batch: Callable[[Batch], None] | None = None,
+) -> Summary:
+    """History through the same service, no broker. Raises `files.FileError` for what a file cannot give."""
+    expect_columns(data, [*model.contract.feature_names, *([key] if key else [])])
+    source = files.FileSource(data, text_columns=[time, *([key] if key else [])])
+    sink = files.FileSink(out, dead_letters or dead_letter_path(out))
+    service = build(
+        model,
+        source,
+        sink,
+        fields=Fields(time, key),
+        policy=policy,
+        max_streams=max_streams,
+        limits=Limits(commit_interval_s=0.0),
+        on_batch=on_batch,
+    )
+    try:
+        return service.run(stopping)
+    finally:
+        source.close()
+        sink.close()
+
+
+def dead_letter_path(out: str) -> str:
+    """Where a file's dead letters go: beside it.
+
+    >>> dead_letter_path("predictions.jsonl")
+    'predictions.dead-letters.jsonl'
+    """
+    return "dead-letters.jsonl" if out == "-" else str(Path(out).with_name(f"{files.stem(out)}.dead-letters.jsonl"))
+
+
+def expect_columns(data: str, names: Sequence[str]) -> None:
+    """Refuse a table that lacks a column, before its every row becomes a dead letter."""
+    found = files.columns(data)
+    missing = [name for name in names if found is not None and name not in found]
+    if found is not None and missing:
+        raise files.FileError(f"{data}: has no column {missing[0]!r}, it has {', '.join(found) or 'none'}")
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set; ten seconds later, or at the second signal, the process ends regardless.
+
+    What was not committed by then is done again by the next start.
+    """
+    stop = threading.Event()
+
+    def end() -> None:
+        log.error("not done %g s after the signal; leaving, nothing uncommitted counts", STOP_SECONDS)
+        os._exit(EXIT_RESTART)
+
+    def on_signal(number: int, _frame: object) -> None:
+        if stop.is_set():
+            os._exit(EXIT_RESTART)
+        stop.set()
+        timer = threading.Timer(STOP_SECONDS - 0.5, end)
+        timer.daemon = True
+        timer.start()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    return stop
+
+
+def _start_offset(start: str, source: KafkaSource, partition: int) -> int:
+    """Where a new application begins in a partition."""
+    low, high = source.bounds(partition)
+    if start == "earliest":
+        return low
+    if start == "latest":
+        return high
+    time = parse_time(start)
+    assert time is not None, start  # the settings were checked
+    return source.offset_at(partition, time // 1_000_000)
