@@ -64,7 +64,7 @@ class Answer(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How the alarms answer the faults of the first `steps` timesteps."""
+    """How the alarms answer the faults."""
 
     answers: list[Answer]
     false: list[Alarm]
@@ -75,6 +75,11 @@ class Verdict(NamedTuple):
         kinds = [answer.fault.kind for answer in self.answers]
         seen = [answer.fault.kind for answer in self.answers if answer.alarm is not None]
         return {kind: (seen.count(kind), kinds.count(kind)) for kind in KINDS}
+
+
+def sees(alarm: Alarm, fault: Fault, stream: str) -> bool:
+    """Whether `alarm` was raised at the time of `fault`, which is on `stream`."""
+    return alarm.stream == stream and fault.start <= alarm.raised < fault.end + GRACE_STEPS
 
 
 def judge(faults: Sequence[Fault], alarms: Sequence[Alarm], steps: Mapping[str, int], names: Sequence[str]) -> Verdict:
@@ -94,7 +99,7 @@ def judge(faults: Sequence[Fault], alarms: Sequence[Alarm], steps: Mapping[str, 
     for fault in faults:
         stream = names[fault.pump]
         known, end = steps.get(stream, 0), fault.end + GRACE_STEPS
-        mine = [alarm for alarm in alarms if alarm.stream == stream and fault.start <= alarm.raised < end]
+        mine = [alarm for alarm in alarms if sees(alarm, fault, stream)]
         quiet -= max(0, min(known, end) - fault.start)
         false -= set(mine)
         if mine or end <= known:

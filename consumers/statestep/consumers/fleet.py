@@ -14,8 +14,10 @@ is put right), a *stuck* sensor (repeats its last reading), a *drop-out* (reads 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,8 @@ PERIOD_SECONDS = 300
 STEPS_PER_HOUR = 3600 // PERIOD_SECONDS
 STEPS_PER_DAY = 24 * STEPS_PER_HOUR
 START_NS = 1_767_571_200_000_000_000  # 2026-01-05 00:00 UTC, a Monday
+PORTION_RECORDS = 4096  # once a portion has them it is handed out: a pace that cannot be kept does not pile up
+IDLE_SECONDS = 0.01  # for whoever is handed an empty portion, before the next one
 QUIET_STEPS = STEPS_PER_DAY  # without a fault at a pump's start and between two of its faults
 MEAN_WAIT_STEPS = 8 * STEPS_PER_DAY  # from the end of that quiet to the next fault, on average
 
@@ -45,6 +49,10 @@ SENSORS = (
     Sensor("pressure_bar", "bar", 2, 0.06, 0.03),
     Sensor("motor_c", "°C", 1, 0.6, 0.4),
 )
+
+
+# The end of a message: a reading in JSON with as many digits as its sensor gives.
+BODY = ",".join(f'"{sensor.name}":%.{sensor.decimals}f' for sensor in SENSORS)
 
 
 class Kind(NamedTuple):
@@ -74,6 +82,14 @@ class Fault:
     size: float  # what is added, in the sensor's unit; 0 for the kinds that replace the reading
 
 
+class Reading(NamedTuple):
+    """One message of a pump: all its sensors at one timestep."""
+
+    key: bytes
+    value: bytes  # JSON
+    time_ms: int  # since the epoch
+
+
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """The readings of all pumps, and what is wrong with them."""
@@ -88,21 +104,24 @@ class Fleet:
         """The pumps' stream keys, in the order of the second axis of `values`."""
         return [b"pump-%02d" % (pump + 1) for pump in range(self.values.shape[1])]
 
-    def messages(self) -> Iterator[tuple[bytes, bytes, int]]:
-        """Every reading as (key, JSON value, time in ms), by time; within a timestep the pumps come in any order.
+    def messages(self) -> Iterator[Reading]:
+        """Every reading, by time.
 
-        >>> next(simulate(pumps=1, days=1, seed=7).messages())
-        (b'pump-01', b'{"ts":"2026-01-05T00:00:00Z","flow_m3h":50.5,"pressure_bar":7.21,"motor_c":13.4}', 1767571200000)
+        >>> next(simulate(pumps=1, days=1, seed=7).messages()).value
+        b'{"ts":"2026-01-05T00:00:00Z","flow_m3h":50.5,"pressure_bar":7.21,"motor_c":13.4}'
         """
-        rng = np.random.default_rng((self.seed, 3))
-        keys = self.keys
-        body = ",".join(f'"{sensor.name}":%.{sensor.decimals}f' for sensor in SENSORS)
-        texts = np.datetime_as_string(self.times.view("datetime64[ns]"), unit="s")  # [T]
-        for text, time, rows in zip(texts.tolist(), self.times.tolist(), self.values, strict=True):
-            head = f'{{"ts":"{text}Z",'
-            readings = rows.tolist()
-            for pump in rng.permutation(len(keys)).tolist():
-                yield keys[pump], (head + body % tuple(readings[pump]) + "}").encode(), time // 1_000_000
+        for step in range(len(self.times)):
+            yield from self.timestep(step)
+
+    def timestep(self, step: int, time_ns: int | None = None) -> list[Reading]:
+        """What the pumps send at one timestep, in any order; `time_ns` puts another time on it than the simulated."""
+        time_ns = int(self.times[step]) if time_ns is None else time_ns
+        when = datetime.fromtimestamp(time_ns // 1_000_000 / 1000, UTC).isoformat(timespec="auto")
+        head = f'{{"ts":"{when.removesuffix("+00:00")}Z",'
+        keys, rows = self.keys, self.values[step].tolist()
+        order = np.random.default_rng((self.seed, 3, step)).permutation(len(keys)).tolist()
+        bodies = [(head + BODY % tuple(rows[pump]) + "}").encode() for pump in order]
+        return [Reading(keys[pump], body, time_ns // 1_000_000) for pump, body in zip(order, bodies, strict=True)]
 
 
 def simulate(pumps: int = 48, days: float = 5.0, *, seed: int, faulty: bool = True, start_ns: int = START_NS) -> Fleet:
@@ -130,6 +149,28 @@ def simulate(pumps: int = 48, days: float = 5.0, *, seed: int, faulty: bool = Tr
     return Fleet(seed, values, times, faults)
 
 
+def play(
+    fleet: Fleet,
+    speed: float,
+    *,
+    stamp: Callable[[], int] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[list[Reading]]:
+    """The fleet's readings in portions: all that are due whenever one is asked for, maybe none.
+
+    `speed` is simulated seconds a second; at 0 everything is due. `stamp` gives the time, in ns since the epoch, that
+    is put on a timestep as it falls due, in place of the simulated one.
+    """
+    began = clock()
+    portion: list[Reading] = []
+    for step in range(len(fleet.times)):
+        while len(portion) >= PORTION_RECORDS or (speed and step * PERIOD_SECONDS > (clock() - began) * speed):
+            yield portion
+            portion = []
+        portion += fleet.timestep(step, stamp() if stamp else None)
+    yield portion
+
+
 def _pumps(hours: Array, pumps: int, rng: np.random.Generator) -> Array:
     """What a perfect sensor would read: [T, pumps, 3]. `hours` is the hour of day [T]."""
     shape = (len(hours), pumps)
@@ -138,8 +179,10 @@ def _pumps(hours: Array, pumps: int, rng: np.random.Generator) -> Array:
     load = (demand + 0.05 * _wander(shape, 2.0, rng)).clip(0.15, 1.15)  # [T, P] 1 is the nominal load
     weather = 12 + 5 * np.sin((hours - 9) * 2 * np.pi / 24)[:, None] + 2 * _wander((len(hours), 1), 24.0, rng)  # [T, 1]
     warmth = _lagged(38 * load**1.5, 0.75)  # [T, P] kelvins above the weather
-    truth = np.stack([150 * load, 7.6 - 2.4 * load**2, weather + warmth], axis=-1)  # [T, P, 3]
-    differences = rng.normal(size=(pumps, len(SENSORS))) * np.array([sensor.differs for sensor in SENSORS])  # [P, 3]
+    truth: Array = np.stack([150 * load, 7.6 - 2.4 * load**2, weather + warmth], axis=-1)  # [T, P, 3]
+    differences: Array = rng.normal(size=(pumps, len(SENSORS))) * np.array(
+        [sensor.differs for sensor in SENSORS]
+    )  # [P, 3]
     return truth + differences
 
 

@@ -1,0 +1,67 @@
+"""Sends a simulated fleet's readings into a topic, as pumps would: what there is to serve where no real sensors are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import count
+
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+from statestep.consumers.broker import KafkaSink
+from statestep.consumers.fleet import IDLE_SECONDS, START_NS, play, simulate
+from statestep.consumers.kafka_client import Properties, connect, fail
+from statestep.consumers.ports import Message, Sink
+
+CLIENT_ID = "statestep-fleet"
+RUN_DAYS = 30  # of one simulation; an endless fleet is one after the other
+DAY_NS = 86_400_000_000_000
+PARTITIONS = 4  # of a topic that is made here
+
+
+def produce_fleet(
+    sink: Sink,
+    *,
+    seed: int,
+    pumps: int = 48,
+    days: float | None = None,
+    speed: float = 300.0,
+    stopping: Callable[[], bool] = lambda: False,
+) -> int:
+    """Send a fleet over `days` to `sink`, or without end where that is None, until `stopping`; gives how many readings.
+
+    A paced fleet reports as live sensors do, with the time of day at which a reading is sent; at `speed` 0 all of it
+    is sent as fast as it goes, under its simulated times. After every `RUN_DAYS` the next seed goes on.
+    """
+    sent = 0
+    for run in count():
+        left = RUN_DAYS if days is None else min(days - run * RUN_DAYS, RUN_DAYS)
+        if left <= 0:
+            return sent
+        fleet = simulate(pumps, left, seed=seed + run, start_ns=START_NS + run * RUN_DAYS * DAY_NS)
+        for portion in play(fleet, speed, stamp=time.time_ns if speed else None):
+            if portion:
+                sink.send([Message(False, 0, key, value, (), time_ms) for key, value, time_ms in portion])
+                sink.flush()
+                sent += len(portion)
+            if stopping():
+                return sent
+            if not portion:
+                time.sleep(IDLE_SECONDS)
+    return sent
+
+
+def open_topic(properties: Properties, topic: str) -> KafkaSink:
+    """A sink to `topic`, which is made where it is missing; readings go to the partition of their key's murmur2."""
+    admin = connect(KafkaAdminClient, properties, client_id=CLIENT_ID)
+    try:
+        admin.create_topics({topic: {"num_partitions": PARTITIONS}}, wait_for_metadata=True)
+    except TopicAlreadyExistsError:
+        pass  # it stays as it is
+    except KafkaError as error:
+        fail(f"creating the topic {topic!r}", error)
+    finally:
+        admin.close()
+    # No count of an input's partitions: nothing is answered here, so the client chooses the partition by key.
+    return KafkaSink(CLIENT_ID, properties, topic, topic, {topic: PARTITIONS})
