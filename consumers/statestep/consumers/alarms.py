@@ -1,8 +1,9 @@
 """Alarms from anomaly flags, and how well they answer the faults that a simulation is known to hold.
 
 An *alarm* is an episode of one stream: it is raised by an anomalous timestep and ends once `CLEAR_STEPS` timesteps
-have passed without another. A fault is *seen* by an alarm that is raised while it lasts or within `GRACE_STEPS`
-after; an alarm that was raised at no fault's time is *false*. Timesteps are counted from 0 within each stream.
+have passed without another. A fault is *seen* by an alarm that is raised while it lasts; an alarm at another time is
+*false*. One that is raised within `GRACE_STEPS` of a fault's end is neither: a sensor that jumps back to the truth is
+worth an alarm, but it comes too late. Timesteps are counted from 0 within each stream.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import NamedTuple
 from statestep.consumers.fleet import KINDS, STEPS_PER_DAY, STEPS_PER_HOUR, Fault
 
 CLEAR_STEPS = STEPS_PER_HOUR  # a score that hovers at its threshold is one alarm, not many
-GRACE_STEPS = STEPS_PER_HOUR  # the smoothed score follows the readings by some steps, and a spike is over in one
+GRACE_STEPS = STEPS_PER_HOUR
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,8 @@ class Verdict(NamedTuple):
         return {kind: (seen.count(kind), kinds.count(kind)) for kind in KINDS}
 
 
-def sees(alarm: Alarm, fault: Fault, stream: str) -> bool:
-    """Whether `alarm` was raised at the time of `fault`, which is on `stream`."""
+def caused(alarm: Alarm, fault: Fault, stream: str) -> bool:
+    """Whether `alarm` was raised by `fault`, which is on `stream`, or by its end."""
     return alarm.stream == stream and fault.start <= alarm.raised < fault.end + GRACE_STEPS
 
 
@@ -98,11 +99,14 @@ def judge(faults: Sequence[Fault], alarms: Sequence[Alarm], steps: Mapping[str, 
     quiet = sum(steps.values())
     for fault in faults:
         stream = names[fault.pump]
-        known, end = steps.get(stream, 0), fault.end + GRACE_STEPS
-        mine = [alarm for alarm in alarms if sees(alarm, fault, stream)]
-        quiet -= max(0, min(known, end) - fault.start)
+        known = steps.get(stream, 0)
+        mine = [alarm for alarm in alarms if caused(alarm, fault, stream)]
         false -= set(mine)
-        if mine or end <= known:
-            answers.append(Answer(fault, min(mine, key=lambda alarm: alarm.raised, default=None)))
+        quiet -= max(0, min(known, fault.end + GRACE_STEPS) - fault.start)
+        first = min(mine, key=lambda alarm: alarm.raised, default=None)
+        if first is not None and first.raised < fault.end:
+            answers.append(Answer(fault, first))
+        elif fault.end <= known:
+            answers.append(Answer(fault, None))
     in_order = sorted(false, key=lambda alarm: (alarm.raised, alarm.stream))
     return Verdict(answers, in_order, quiet / (7 * STEPS_PER_DAY))

@@ -6,6 +6,7 @@ refused wherever it comes from: a misspelt setting that is passed by in silence 
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -135,13 +136,8 @@ def describe(settings: Settings) -> str:
 
 
 def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return (
-        str(value)
-        if isinstance(value, int | float)
-        else '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
-    )
+    """A value as TOML writes it; JSON's way of writing strings is one of TOML's."""
+    return json.dumps(value if isinstance(value, int | float) else str(value))
 
 
 def _secret(name: str) -> bool:

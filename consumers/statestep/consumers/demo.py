@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.live import Live
 
-from statestep.consumers.alarms import Alarm, AlarmLog, Verdict, judge, sees
+from statestep.consumers.alarms import Alarm, AlarmLog, Verdict, caused, judge
 from statestep.consumers.codec import Decoder, Encoder, Fields
 from statestep.consumers.demo_view import (
     RECENT_STEPS,
@@ -110,7 +110,7 @@ class Watch:
 
     def _row(self, alarm: Alarm) -> AlarmRow:
         faults = self.fleet.faults
-        fault = next((fault for fault in faults if sees(alarm, fault, self.names[fault.pump])), None)
+        fault = next((fault for fault in faults if caused(alarm, fault, self.names[fault.pump])), None)
         still = self.log.open.get(alarm.stream) is alarm
         return AlarmRow(alarm, still, tuple(self.recent[alarm.stream]), fault)
 

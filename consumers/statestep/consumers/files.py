@@ -12,12 +12,14 @@ import importlib.util
 import os
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
+import numpy as np
 
+from statestep.consumers.codec import parse_time
 from statestep.consumers.ports import BrokerError, Change, Committed, Message, Polled, Record
 
 FORMATS = ("csv", "jsonl", "parquet")
@@ -75,6 +77,46 @@ def rows(path: str) -> Iterator[dict[str, Any]]:
             if None in row or None in row.values():
                 raise FileError(f"{path}: line {reader.line_num} has not as many cells as the header has columns")
             yield {name: cell if cell != "" else None for name, cell in row.items()}
+
+
+def load_streams(
+    path: str, features: Sequence[str], *, key: str | None = None, time: str | None = None
+) -> tuple[dict[str, np.ndarray[Any, np.dtype[np.float64]]], float | None]:
+    """A table's streams by name, float64 [T, F] each in the file's order, and the usual time between two rows.
+
+    An empty or null cell is NaN. Without `key` the file is one stream, named by its stem; without `time` the period
+    is None. Raises `FileError` for a column that is absent or a cell that is no number.
+    """
+    wanted = [*features, *([key] if key else []), *([time] if time else [])]
+    expect_columns(path, wanted)
+    values: dict[str, list[list[float]]] = {}
+    times: dict[str, list[int]] = {}
+    for number, row in enumerate(_table_rows(path), 1):
+        name = stem(path) if key is None else str(row.get(key))
+        try:
+            numbers = [np.nan if row.get(f) is None else float(row[f]) for f in features]
+        except (TypeError, ValueError):
+            bad = next(f for f in features if not _is_number(row.get(f)))
+            raise FileError(f"{path}: row {number}: {bad!r} is {row[bad]!r}, it must be a number") from None
+        values.setdefault(name, []).append(numbers)
+        if time is not None:
+            when = parse_time(row[time] if isinstance(row.get(time), str | int | float) else str(row.get(time)))
+            if when is None:
+                raise FileError(f"{path}: row {number}: {time!r} is {row.get(time)!r}, neither ISO 8601 nor a number")
+            times.setdefault(name, []).append(when)
+    if not values:
+        raise FileError(f"{path}: has no rows")
+    steps = [np.diff(np.array(stamps)) for stamps in times.values() if len(stamps) > 1]
+    period = float(np.median(np.concatenate(steps))) / 1e9 if steps else 0.0
+    return {name: np.array(numbers) for name, numbers in values.items()}, period if period > 0 else None
+
+
+def expect_columns(path: str, names: Sequence[str]) -> None:
+    """Refuse a table that lacks a column, before its every row becomes a dead letter."""
+    found = columns(path)
+    missing = [name for name in names if found is not None and name not in found]
+    if found is not None and missing:
+        raise FileError(f"{path}: has no column {missing[0]!r}, it has {', '.join(found) or 'none'}")
 
 
 class FileSource:
@@ -238,6 +280,26 @@ def flatten(output: Mapping[str, Any]) -> dict[str, Any]:
         else:
             row[name] = value
     return row
+
+
+def _table_rows(path: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of any format, a JSONL line being an object."""
+    if file_format(path) != "jsonl":
+        yield from rows(path)
+        return
+    for number, line in enumerate(chain.from_iterable(_lines(path)), 1):
+        try:
+            yield msgspec.json.decode(line, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise FileError(f"{path}: line {number} is no JSON object: {error}") from None
+
+
+def _is_number(cell: Any) -> bool:
+    try:
+        float(cell)
+    except (TypeError, ValueError):
+        return cell is None
+    return True
 
 
 class _Lines:

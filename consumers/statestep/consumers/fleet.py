@@ -176,7 +176,7 @@ def _pumps(hours: Array, pumps: int, rng: np.random.Generator) -> Array:
     shape = (len(hours), pumps)
     rhythm = 0.6 - 0.25 * np.cos((hours - 3) * 2 * np.pi / 24) - 0.13 * np.cos((hours - 2) * 4 * np.pi / 24)  # [T]
     demand = rhythm[:, None] + 0.04 * _wander((len(hours), 1), 6.0, rng)  # [T, 1]
-    load = (demand + 0.05 * _wander(shape, 2.0, rng)).clip(0.15, 1.15)  # [T, P] 1 is the nominal load
+    load = (demand + 0.03 * _wander(shape, 2.0, rng)).clip(0.15, 1.15)  # [T, P] 1 is the nominal load
     weather = 12 + 5 * np.sin((hours - 9) * 2 * np.pi / 24)[:, None] + 2 * _wander((len(hours), 1), 24.0, rng)  # [T, 1]
     warmth = _lagged(38 * load**1.5, 0.75)  # [T, P] kelvins above the weather
     truth: Array = np.stack([150 * load, 7.6 - 2.4 * load**2, weather + warmth], axis=-1)  # [T, P, 3]

@@ -39,20 +39,26 @@ class Pages:
     stream: Callable[[bytes], list[dict[str, Any]]]  # a key → its rows, none if unknown
 
 
+STARTING = Pages(lambda: Health(True, False, "starting"), lambda count: {"streams": 0}, lambda key: [])
+
+
 class PortInUse(RuntimeError):
     """The HTTP port is taken."""
 
 
 class HttpServer:
-    """Serves until closed. `port` 0 takes a free one; `url` says which."""
+    """Serves until closed. `port` 0 takes a free one; `url` says which. `pages` may be exchanged at any time."""
 
-    def __init__(self, registry: CollectorRegistry, pages: Pages, host: str = "127.0.0.1", port: int = DEFAULT_PORT):
+    def __init__(
+        self, registry: CollectorRegistry, pages: Pages = STARTING, host: str = "127.0.0.1", port: int = DEFAULT_PORT
+    ):
+        self.pages = pages
         metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
 
         def app(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
             if environ["PATH_INFO"] == "/metrics":
                 return metrics(environ, start)
-            status, document = answer(environ["PATH_INFO"], environ.get("QUERY_STRING", ""), pages)
+            status, document = answer(environ["PATH_INFO"], environ.get("QUERY_STRING", ""), self.pages)
             body = json.dumps(document, indent=2).encode() + b"\n"
             start(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
             return [body]

@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -74,10 +75,20 @@ def build(
 
 def serve_kafka(settings: Settings, stop: threading.Event) -> Summary:
     """Run behind Kafka until `stop` is set. Raises what the parts raise; nothing uncommitted counts."""
+    with ExitStack() as stack:
+        return _serve_kafka(settings, stop, stack)
+
+
+def _serve_kafka(settings: Settings, stop: threading.Event, stack: ExitStack) -> Summary:
+    """What can fail without a broker comes first, and the port before the group: a second start harms nobody."""
     model = StepModel.load(settings.model)
     fields = Fields(settings.time, settings.key)
-    Decoder(model.contract, fields)  # a clash of names is told before anything is touched
+    Decoder(model.contract, fields)  # tells of a clash of names
     properties = settings.kafka_properties()
+    metrics = Metrics(CollectorRegistry(), settings.input, model.contract.name)
+    server = HttpServer(metrics.registry, host=settings.http_host, port=settings.http_port)
+    stack.callback(server.close)
+    log.info("metrics and health at %s", server.url)
     partitions = prepare_topics(
         properties,
         settings.app_id,
@@ -85,9 +96,10 @@ def serve_kafka(settings: Settings, stop: threading.Event) -> Summary:
         [settings.output, settings.dead_letter_topic],
         create=settings.create_topics,
     )
-    metrics = Metrics(CollectorRegistry(), settings.input, model.contract.name)
     source = KafkaSource(settings.input, settings.app_id, properties)
+    stack.callback(source.close)
     sink = KafkaSink(settings.app_id, properties, settings.output, settings.dead_letter_topic, partitions)
+    stack.callback(sink.close)
     service = build(
         model,
         source,
@@ -101,15 +113,9 @@ def serve_kafka(settings: Settings, stop: threading.Event) -> Summary:
         limits=Limits(settings.commit_interval_ms / 1000, settings.batch_records),
         start=lambda partition: _start_offset(settings.start, source, partition),
     )
-    server = HttpServer(metrics.registry, service.pages(), settings.http_host, settings.http_port)
-    log.info("metrics and health at %s", server.url)
+    server.pages = service.pages()
     log.info("model %s, %s → %s, application %s", model.contract.name, settings.input, settings.output, settings.app_id)
-    try:
-        return service.run(stop.is_set)
-    finally:
-        source.close()
-        sink.close()
-        server.close()
+    return service.run(stop.is_set)
 
 
 def replay(
@@ -126,7 +132,7 @@ def replay(
     on_batch: Callable[[Batch], None] | None = None,
 ) -> Summary:
     """History through the same service, no broker. Raises `files.FileError` for what a file cannot give."""
-    expect_columns(data, [*model.contract.feature_names, *([key] if key else [])])
+    files.expect_columns(data, [*model.contract.feature_names, *([key] if key else [])])
     source = files.FileSource(data, text_columns=[time, *([key] if key else [])])
     sink = files.FileSink(out, dead_letters or dead_letter_path(out))
     service = build(
@@ -153,14 +159,6 @@ def dead_letter_path(out: str) -> str:
     'predictions.dead-letters.jsonl'
     """
     return "dead-letters.jsonl" if out == "-" else str(Path(out).with_name(f"{files.stem(out)}.dead-letters.jsonl"))
-
-
-def expect_columns(data: str, names: Sequence[str]) -> None:
-    """Refuse a table that lacks a column, before its every row becomes a dead letter."""
-    found = files.columns(data)
-    missing = [name for name in names if found is not None and name not in found]
-    if found is not None and missing:
-        raise files.FileError(f"{data}: has no column {missing[0]!r}, it has {', '.join(found) or 'none'}")
 
 
 def stop_on_signals() -> threading.Event:

@@ -1,0 +1,116 @@
+"""What the commands print: plain functions from results to rich tables and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from statestep.consumers.bench import EngineRow, ServiceRow
+from statestep.consumers.service import Summary
+from statestep.runtime import Contract, StepModel
+
+if TYPE_CHECKING:
+    from statestep.export.verify import Report
+
+MARKS = {True: "[green]✓[/green]", False: "[red]✗[/red]", None: "[yellow]–[/yellow]"}
+
+
+def contract(model: StepModel, console: Console) -> None:
+    """A step model as a person reads it."""
+    held = model.contract
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold")
+    for name, fact in _facts(model, held):
+        facts.add_row(name, escape(fact))
+    console.print(facts)
+    console.print()
+    features = _table("feature", "unit", "seen in training", "forecast")
+    forecast = held.output("prediction")
+    named = set(forecast.features or held.feature_names) if forecast else set()
+    for feature in held.features:
+        seen = "" if feature.min is None or feature.max is None else f"{feature.min:g} … {feature.max:g}"
+        features.add_row(escape(feature.name), feature.unit or "", seen, "yes" if feature.name in named else "")
+    console.print(features)
+    states = _table("state in → out", "shape", "dtype", "starts at", "bytes a stream")
+    for state in held.states:
+        value = state.initial_value()
+        start = f"{float(value.flat[0]):g}" if np.all(value == value.flat[0]) else "given values"
+        shape = "×".join(map(str, state.shape)) or "scalar"
+        states.add_row(escape(f"{state.input} → {state.output}"), shape, state.dtype, start, f"{value.nbytes:,}")
+    console.print(states)
+    outputs = _table("output", "meaning")
+    for output in held.outputs:
+        outputs.add_row(escape(output.name), output.role or "its own")
+    console.print(outputs)
+
+
+def report(found: Report, console: Console) -> None:
+    """What `verify` found, one line a check, the speed last."""
+    console.print(f"[bold]{escape(found.name)}[/bold] {found.fingerprint[:12]}")
+    for check in found.checks:
+        console.print(f" {MARKS[check.passed]} {escape(check.name)}: {escape(check.detail)}", highlight=False)
+    for speed in found.speeds:
+        each = speed.microseconds / speed.batch
+        console.print(f"   {speed.batch:>5} streams a step: {speed.microseconds:,.1f} µs, {each:.2f} µs a stream")
+
+
+def summary(done: Summary, seconds: float, console: Console) -> None:
+    """What a replay did."""
+    rate = done.consumed / seconds if seconds > 0 else 0.0
+    console.print(
+        f"{done.consumed:,} records → {done.predicted:,} predictions in {seconds:.1f} s ({rate:,.0f} a second)"
+        + (f", {done.anomalies:,} anomalous" if done.anomalies else "")
+        + (f", {done.tombstones:,} streams ended" if done.tombstones else "")
+    )
+    if done.refused:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(done.reasons.items()))
+        console.print(f"[yellow]{done.refused:,} records refused[/yellow]: {reasons}")
+
+
+def engine_table(rows: Iterable[EngineRow], console: Console) -> None:
+    """The engine against raw onnxruntime."""
+    table = _table("model", "streams", "batch", "raw µs/row", "engine µs/row", "wall µs/row", "of raw")
+    for row in rows:
+        figures = (f"{row.raw_us:.2f}", f"{row.engine_us:.2f}", f"{row.wall_us:.2f}", f"{row.ratio:.2f}")
+        table.add_row(row.model, f"{row.streams:,}", f"{row.batch:,}", *figures)
+    console.print(table)
+
+
+def service_table(rows: Sequence[ServiceRow], console: Console) -> None:
+    """The stages of a message."""
+    stages = list(rows[0].stages)
+    table = _table("model", "batch", *(f"{stage} µs" for stage in stages), "messages/s")
+    for row in rows:
+        table.add_row(
+            row.model, f"{row.batch:,}", *(f"{row.stages[s]:.2f}" for s in stages), f"{row.messages_per_second:,.0f}"
+        )
+    console.print(table)
+
+
+def _facts(model: StepModel, held: Contract) -> Iterable[tuple[str, str]]:
+    yield "model", f"{held.name}, version {held.model_version}"
+    yield "sha256", model.fingerprint
+    yield "opset", str(model.opset)
+    yield "missing values", "the model's own forecast stands in" if held.missing == "own-forecast" else "refused"
+    if held.period_seconds is not None:
+        yield "period", f"{held.period_seconds:g} s"
+    yield "horizon", f"{held.horizon} timestep" + "s" * (held.horizon != 1)
+    if held.parity is not None:
+        steps, apart = held.parity.get("steps"), held.parity.get("max_abs_difference")
+        yield "proven against torch", f"largest difference {apart:.2g} over {steps:,} steps"
+    for name in ("trained_on", "producer", "license"):
+        if value := getattr(held, name):
+            yield name.replace("_", " "), str(value)
+
+
+def _table(*names: str) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name in names:
+        numeric = any(word in name for word in ("µs", "bytes", "batch", "streams", "of raw", "messages/s"))
+        table.add_column(name, justify="right" if numeric else "left")
+    return table
