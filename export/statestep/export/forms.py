@@ -160,7 +160,7 @@ class StepForm(nn.Module):
         outputs: Tensors = (prediction, expected.clone())
         scoring_states: Tensors = ()
         if model.scoring is not None:
-            miss, std = model.targets(x) - expected, model.targets(scaled.std_before)
+            miss, std = model.targets(x) - expected, model.targets(scaled.std)
             score, scoring_states = model.scoring.step(miss, std, states[ends_scaling + 1 :])
             outputs = (*outputs, *model.judged(score))
         following = (*network_states, *scaling_states, prediction, *scoring_states)
@@ -182,5 +182,5 @@ class SequenceForm(nn.Module):
         expected = torch.cat([torch.zeros_like(prediction[:1]), prediction])[:-1]  # [T, B, K]
         if model.scoring is None:
             return prediction, expected
-        miss, std = model.targets(x) - expected, model.targets(scaled.std_before)
+        miss, std = model.targets(x) - expected, model.targets(scaled.std)
         return prediction, expected, *model.judged(model.scoring.sequence(miss, std))

@@ -33,7 +33,6 @@ class Scaled(NamedTuple):
     z: Tensor
     mean: Tensor
     std: Tensor
-    std_before: Tensor  # the one that held before this timestep: it judges the forecast that was made then
 
 
 class Scaling(Protocol):
@@ -62,7 +61,7 @@ class NoScaling(nn.Module):
     def sequence(self, x: Tensor) -> Scaled:
         """x [T, B, F] as it is."""
         one = x.new_ones(x.shape[-1])  # [F]
-        return Scaled(x, torch.zeros_like(one), one, one)
+        return Scaled(x, torch.zeros_like(one), one)
 
 
 class PooledScaling(nn.Module):
@@ -90,7 +89,7 @@ class PooledScaling(nn.Module):
     def sequence(self, x: Tensor) -> Scaled:
         """x [T, B, F] → standard units."""
         z = ((x - self.mean) / self.std).clamp(-LIMIT, LIMIT)
-        return Scaled(z, self.mean, self.std, self.std)
+        return Scaled(z, self.mean, self.std)
 
 
 class PerStreamScaling(nn.Module):
@@ -98,7 +97,8 @@ class PerStreamScaling(nn.Module):
 
     Welford's update (Technometrics 4, 1962) with a count that stops at `memory` timesteps: from there on it forgets
     exponentially, as streams change. The mean is kept as two float32, or at level 1e6 it could not follow in steps
-    of a thousandth. At a stream's first timestep z is 0.
+    of a thousandth. At a stream's first timestep z is 0, and later, this timestep being among the n that are counted,
+    |z| stays below √n: a sensor that moves for the first time is far out, not infinitely far.
     """
 
     kind = "per-stream"
@@ -115,7 +115,6 @@ class PerStreamScaling(nn.Module):
     def step(self, x: Tensor, states: States) -> tuple[Scaled, States]:
         """x [B, F] and (count [B, 1], mean, its rest, variance [B, F]) → standard units and the updated states."""
         count, mean, rest, variance = states
-        before = _spread(mean, variance)  # [B, F]
         count = (count + 1).clamp(max=self.memory)  # [B, 1]
         delta = (x - mean - rest).clamp(-LARGEST_JUMP, LARGEST_JUMP)  # [B, F]
         move = delta / count
@@ -126,7 +125,7 @@ class PerStreamScaling(nn.Module):
         rest = step - (moved - mean)
         std = _spread(moved, variance)
         z = ((x - moved - rest) / std).clamp(-LIMIT, LIMIT)
-        return Scaled(z, moved, std, before), (count, moved, rest, variance)
+        return Scaled(z, moved, std), (count, moved, rest, variance)
 
     def sequence(self, x: Tensor) -> Scaled:
         """x [T, B, F] → the same, timestep by timestep from the start."""

@@ -1,0 +1,111 @@
+"""Streams of readings made ready for training: checked, cut in a training part and a validation tail, and padded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from statestep.export.compare import Array
+from statestep.export.errors import DataError
+
+FEWEST_ROWS = 3  # of a stream: one to forecast in training, one in validation, and one before them
+PADDING = 0.5  # a stream shorter than this share of its block's longest begins a new block
+BLOCK_STREAMS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One stream: the first `cut` rows are for training, the others for validation."""
+
+    name: str
+    x: Array  # float32 [T, F], finite
+    cut: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Streams of like length, side by side: x [T, B, F]; behind a stream's last row its last row goes on."""
+
+    x: Tensor
+    rows: Tensor  # int64 [B]
+    cuts: Tensor  # int64 [B]
+
+    def training(self, warm: int) -> Tensor:
+        """Which rows are in a training part and have a forecast to judge, made after `warm` rows: bool [T, B]."""
+        t = torch.arange(len(self.x))[:, None]
+        return (t >= max(warm, 1)) & (t < self.cuts)
+
+    def validation(self, warm: int) -> Tensor:
+        """The same of the validation tails: bool [T, B]."""
+        t = torch.arange(len(self.x))[:, None]
+        return (t >= max(warm, 1)) & (t >= self.cuts) & (t < self.rows)
+
+
+def series_of(streams: Mapping[str, Array], features: Sequence[str], validation: float) -> tuple[list[Series], int]:
+    """Check `streams` (name → [T, F] readings) and cut them; also the number of rows that were left out.
+
+    Rows that hold a NaN or an infinity are left out: the service sends such messages to the dead letters, so a
+    stream goes on without them there too. A stream of fewer than three rows has nothing to train and validate on,
+    and is left out as well. Raises `DataError` where a shape is wrong or nothing is left.
+    """
+    if not 0 < validation < 1:
+        raise DataError(f"validation is {validation}, it must be a share of the rows above 0 and below 1")
+    series, left_out = [], 0
+    for name, readings in streams.items():
+        if readings.ndim != 2 or readings.shape[1] != len(features):
+            raise DataError(
+                f"stream {name!r} has readings of shape {list(readings.shape)}, {len(features)} features need "
+                f"[rows, {len(features)}]"
+            )
+        with np.errstate(over="ignore"):  # a reading beyond float32 becomes infinite, and is left out
+            x = np.ascontiguousarray(readings, np.float32)
+        x = x[np.isfinite(x).all(axis=1)]
+        if len(x) < FEWEST_ROWS:
+            left_out += len(readings)
+            continue
+        left_out += len(readings) - len(x)
+        series.append(Series(name, x, min(max(round(len(x) * (1 - validation)), 2), len(x) - 1)))
+    if not series:
+        raise DataError(
+            f"there is nothing to fit on: none of the {len(streams)} streams has {FEWEST_ROWS} rows of finite readings"
+        )
+    return series, left_out
+
+
+def blocks_of(series: Sequence[Series]) -> list[Block]:
+    """Put streams of like length side by side, so that one call of the network runs many."""
+    groups: list[list[Series]] = []
+    for one in sorted(series, key=lambda one: -len(one.x)):
+        if not groups or len(one.x) < PADDING * len(groups[-1][0].x) or len(groups[-1]) == BLOCK_STREAMS:
+            groups.append([])
+        groups[-1].append(one)
+    return [_block(group) for group in groups]
+
+
+def enough(blocks: Sequence[Block], warm: int) -> None:
+    """Raise `DataError` unless training and validation both have a row whose forecast can be judged."""
+    for part, rows in (("training", Block.training), ("validation", Block.validation)):
+        if not any(bool(rows(block, warm).any()) for block in blocks):
+            longest = max(int(block.rows.max()) for block in blocks)
+            raise DataError(
+                f"the longest stream has {longest} rows, which leaves no {part} row after the {warm} that are needed "
+                "to know a stream's own spread: give longer streams, or use pooled scaling"
+            )
+
+
+def _block(group: Sequence[Series]) -> Block:
+    longest = len(group[0].x)
+    x = np.stack([np.pad(one.x, ((0, longest - len(one.x)), (0, 0)), mode="edge") for one in group], axis=1)
+    rows = torch.tensor([len(one.x) for one in group])
+    return Block(torch.from_numpy(x), rows, torch.tensor([one.cut for one in group]))
+
+
+def ranges_of(series: Sequence[Series], features: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """The least and the greatest reading of each feature in the training parts."""
+    low = np.min([one.x[: one.cut].min(axis=0) for one in series], axis=0)  # [F]
+    high = np.max([one.x[: one.cut].max(axis=0) for one in series], axis=0)  # [F]
+    return {name: (float(low[k]), float(high[k])) for k, name in enumerate(features)}
