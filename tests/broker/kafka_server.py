@@ -74,49 +74,34 @@ class KafkaServer:
         if port_is_open(self.port):
             raise KafkaServerError(f"port {self.port} is in use by another program; choose another with --port.")
         self.data.mkdir(parents=True, exist_ok=True)
-        java, class_path = find_java(), f"{fetch_jars(KAFKA_DIR / 'jars')}/*"
-        properties = self.data / "server.properties"
-        properties.write_text(server_properties(self.data / "log", self.port, free_port()))
         log = self.data / "server.log"
-        with log.open("wb") as output:
-            # Formatting is what makes a directory a cluster's; --ignore-formatted leaves an older one as it is.
-            format_storage = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", CLUSTER_ID]
-            command = [java, "-cp", class_path, *format_storage, "-c", str(properties)]
-            if subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode != 0:
-                raise KafkaServerError(f"Kafka could not format {self.data}; its log ends with:\n{log_tail(log)}")
-            # A session of its own, so that Ctrl-C in the terminal reaches the tests and not their broker.
-            self.process = subprocess.Popen(
-                [java, *JVM_OPTIONS, "-cp", class_path, "kafka.Kafka", str(properties)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        (self.data / "broker.pid").write_text(f"{self.process.pid}\n")
-        deadline = time.monotonic() + timeout_seconds
-        while not (port_is_open(self.port) and answers(self.bootstrap_servers)):
-            if self.process.poll() is not None:
-                raise KafkaServerError(f"Kafka ended while starting; its log {log} ends with:\n{log_tail(log)}")
-            if time.monotonic() > deadline:
-                self.kill()
-                raise KafkaServerError(
-                    f"Kafka did not answer within {timeout_seconds:g} s; its log {log} ends with:\n{log_tail(log)}"
-                )
-            time.sleep(POLL_SECONDS)
+        self.process = launch(self.data, self.port, log)
+        try:
+            deadline = time.monotonic() + timeout_seconds
+            while not (port_is_open(self.port) and answers(self.bootstrap_servers)):
+                if self.process.poll() is not None:
+                    raise KafkaServerError(f"Kafka ended while starting; its log {log} ends with:\n{log_tail(log)}")
+                if time.monotonic() > deadline:
+                    raise KafkaServerError(
+                        f"Kafka did not answer within {timeout_seconds:g} s; its log {log} ends with:\n{log_tail(log)}"
+                    )
+                time.sleep(POLL_SECONDS)
+        except BaseException:  # Ctrl-C too: nobody would end it later
+            self.kill()
+            raise
 
     def stop(self, timeout_seconds: float = 30) -> None:
-        """Shut the broker down in order, as an operator would."""
-        end_broker(self.data, signal.SIGTERM, timeout_seconds)
-        self._reap()
+        """Shut the broker down in order, as an operator would; harmless where it does not run."""
+        self._end(signal.SIGTERM, timeout_seconds)
 
     def kill(self) -> None:
         """End the broker as a power cut would; harmless where it does not run."""
-        end_broker(self.data, signal.SIGKILL, timeout_seconds=10)
-        self._reap()
+        self._end(signal.SIGKILL, timeout_seconds=10)
 
-    def _reap(self) -> None:
+    def _end(self, how: signal.Signals, timeout_seconds: float) -> None:
         if self.process is not None:
-            self.process.wait()
+            self.process.send_signal(how)
+            self.process.wait(timeout_seconds)
             self.process = None
 
     def __enter__(self) -> Self:
@@ -127,6 +112,27 @@ class KafkaServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
+
+
+def launch(data: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
+    """Start a broker's process over a data directory, formatted first where it is new, and note its process id."""
+    java, class_path = find_java(), f"{fetch_jars(KAFKA_DIR / 'jars')}/*"
+    properties = data / "server.properties"
+    properties.write_text(server_properties(data / "log", port, free_port()))
+    with log.open("wb") as output:
+        format_storage = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", CLUSTER_ID]
+        command = [java, "-cp", class_path, *format_storage, "-c", str(properties)]
+        if subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode != 0:
+            raise KafkaServerError(f"Kafka could not format {data}; its log {log} ends with:\n{log_tail(log)}")
+        process = subprocess.Popen(
+            [java, *JVM_OPTIONS, "-cp", class_path, "kafka.Kafka", str(properties)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that Ctrl-C in the terminal reaches the tests and not their broker
+        )
+    (data / "broker.pid").write_text(f"{process.pid}\n")
+    return process
 
 
 def server_properties(log_dir: Path, port: int, controller_port: int) -> str:
@@ -203,7 +209,7 @@ def end_broker(data: Path, how: signal.Signals, timeout_seconds: float) -> bool:
         if time.monotonic() > deadline:
             raise KafkaServerError(f"the broker, process {pid}, still runs {timeout_seconds:g} s after {how.name}.")
         time.sleep(POLL_SECONDS)
-    (data / "broker.pid").unlink()
+    (data / "broker.pid").unlink(missing_ok=True)
     return True
 
 

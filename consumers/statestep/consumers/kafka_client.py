@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
@@ -108,16 +109,29 @@ def connect(client: Any, properties: Properties, **ours: Any) -> Any:
     config = {name: value for name, value in ours.items() if name not in OURS} | dict(properties) | fixed
     config = {name: value for name, value in config.items() if name in client.DEFAULT_CONFIG}
     config.setdefault("bootstrap_timeout_ms", BOOTSTRAP_MS)
-    where = config.get("bootstrap_servers")
+    where = ",".join(config.get("bootstrap_servers", []))
     try:
-        return client(**config)
+        with _quiet():
+            return client(**config)
     except KafkaError as error:
         raise BrokerError(
-            f"no Kafka broker answers at {where} ({type(error).__name__}); "
+            f"no Kafka broker answers at {where} ({type(error).__name__}: {error}); "
             "is it running, and is --bootstrap-servers right?"
         ) from None
     except (ValueError, OSError, AssertionError) as error:
         raise BrokerError(f"the Kafka client cannot be set up for {where}: {error}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the client's log still while it tries: each failed try is an error there, the last is a sentence here."""
+    logger = logging.getLogger("kafka")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _partition_counts(admin: Any, topics: Sequence[str]) -> dict[str, int]:

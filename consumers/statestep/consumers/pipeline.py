@@ -171,15 +171,20 @@ class Pipeline:
         return batch
 
     def encode(self, batch: Batch) -> list[Message]:
-        """The messages that answer a batch, in the order of its records within each stream."""
+        """The messages that answer a batch: outputs in the order of their records, then dead letters likewise."""
         messages: list[Message] = []
+        refusals: list[Refusal] = []
         for item in batch.work:
             if isinstance(item, Advance):
                 messages += self._outputs(item)
             elif isinstance(item, Ending):
                 messages.append(self.encoder.tombstone(item.record))
-            elif self._policy == "dead-letter":
-                messages.append(self.encoder.dead_letter(item.record, item.why, self._max_dead_letter_bytes))
+            else:
+                refusals.append(item)
+        if self._policy == "dead-letter":
+            # What a feature's value shows is found after what the JSON shows; offsets put them in order again.
+            refusals.sort(key=lambda refusal: (refusal.record.partition, refusal.record.offset))
+            messages += [self.encoder.dead_letter(r.record, r.why, self._max_dead_letter_bytes) for r in refusals]
         return messages
 
     def _advance(self, batch: Batch, run: list[Row]) -> None:

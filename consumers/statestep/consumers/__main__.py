@@ -1,0 +1,5 @@
+"""`python -m statestep.consumers` is `statestep`."""
+
+from statestep.consumers.cli import main
+
+main()
