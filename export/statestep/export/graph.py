@@ -63,7 +63,19 @@ def _export(
             program.model_proto, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT
         )
     _check(folded)
+    _forget_the_machine(folded.graph)
     return folded
+
+
+def _forget_the_machine(graph: onnx.GraphProto) -> None:
+    """Drop the exporter's notes: it writes the stack at each node's making, with this machine's paths."""
+    for item in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _forget_the_machine(attribute.g)
 
 
 def _check(model: onnx.ModelProto) -> None:
