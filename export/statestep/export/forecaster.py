@@ -9,14 +9,14 @@ whole value would spend itself on copying its input, and on slow sensors it lose
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
+from statestep.export import cells
 from statestep.export.errors import ExportError
-from statestep.export.recur import Tensors, recur
-from statestep.runtime import State
+from statestep.export.recur import Tensors
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
@@ -50,6 +50,14 @@ class ForecasterConfig:
             )
 
 
+class Gives(Enum):
+    """What a network's output is."""
+
+    CORRECTION = "what is to be added to the last value, in standard deviations"
+    VALUE = "the forecast in standard units"
+    RAW_VALUE = "the forecast in the sensor's units"
+
+
 class Forecaster(nn.Module):
     """Untrained: weights as torch draws them, from a seed of their own, so that one seed gives one model.
 
@@ -57,8 +65,7 @@ class Forecaster(nn.Module):
     (1, 64)
     """
 
-    residual = True  # what it gives is added to the last value
-    kind = "forecaster"
+    gives = Gives.CORRECTION
     gain: Tensor
 
     def __init__(self, config: ForecasterConfig, *, seed: int = 0):
@@ -72,8 +79,7 @@ class Forecaster(nn.Module):
             self.dropout = nn.Dropout(config.dropout)
             self.head = nn.Linear(config.hidden, len(config.targets))
         self.register_buffer("gain", torch.ones(len(config.targets)))  # [K] the size of a usual change from row to row
-        names = ("h0", "c0") if config.cell == "lstm" else ("h0",)
-        self.states = tuple(State(name, f"{name[0]}n", (config.layers, config.hidden), batch_axis=1) for name in names)
+        self.states = cells.states_of(self.rnn)
 
     def forward(self, z: Tensor, states: Tensors | None = None) -> tuple[Tensor, Tensors]:
         """z [T, B, F] and states [L, B, H], zero where None → corrections [T, B, K] and the states after."""
@@ -83,34 +89,13 @@ class Forecaster(nn.Module):
 
     def step(self, z: Tensor, states: Tensors) -> tuple[Tensor, Tensors]:
         """z [B, F] and states [L, B, H] → correction [B, K] and the next states."""
-        if self.config.cell == "rnn":
-            after, h = self._tanh_step(z, states[0])
-            return self._correction(h), (after,)
-        correction, following = self(z[None], states)
-        return correction[0], following
+        hidden, following = cells.step(self.rnn, z, states)
+        return self._correction(hidden[-1])[0], following
 
     def sequence(self, z: Tensor) -> Tensor:
-        """z [T, B, F] → corrections [T, B, K], from zero states."""
-        if self.config.cell == "rnn" and torch.compiler.is_exporting():
-            # ONNX's RNN gives other bits for a single row than for many, so it is spelt out.
-            def body(carry: Tensors, row: Tensors) -> tuple[Tensors, Tensors]:
-                after, h = self._tanh_step(row[0], carry[0])
-                return (after,), (h,)
-
-            start = z.new_zeros(self.config.layers, z.shape[1], self.config.hidden)  # [L, B, H]
-            _, (y,) = recur(body, (start,), (z,))
-            return self._correction(y)
-        correction: Tensor = self(z)[0]
-        return correction
-
-    def _tanh_step(self, z: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """h' = tanh(W z + b + R h + b'), layer upon layer: z [B, F], h [L, B, H] → h' [L, B, H], its top [B, H]."""
-        below, after = z, []
-        for layer, weights in enumerate(self.rnn.all_weights):
-            w, r, b, b_r = weights
-            below = torch.tanh(linear(below, w, b) + linear(h[layer], r, b_r))  # [B, H]
-            after.append(below)
-        return torch.stack(after), below
+        """z [T, B, F] → corrections [T, B, K], from zero states; by torch's own layers where torch runs it."""
+        exporting = torch.compiler.is_exporting()
+        return self._correction(cells.sequence(self.rnn, z)[-1]) if exporting else self(z)[0]
 
     def _correction(self, y: Tensor) -> Tensor:
         correction: Tensor = self.head(self.dropout(y)) * self.gain  # [… , K]

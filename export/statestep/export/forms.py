@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from statestep.export.forecaster import Gives
 from statestep.export.recur import Tensors, recur
 from statestep.export.scaling import LIMIT, TINY, Scaled, Scaling
 from statestep.runtime import State
@@ -23,8 +24,7 @@ class Network(Protocol):
 
     states: tuple[State, ...]
     targets: tuple[int, ...]  # the columns that it forecasts
-    residual: bool  # whether it gives a correction of the last value, or the value itself
-    kind: str
+    gives: Gives
 
     def step(self, z: Tensor, states: Tensors) -> tuple[Tensor, Tensors]:
         """z [B, F] and states → [B, K] in standard units, and the next states."""
@@ -124,7 +124,9 @@ class StreamModel(nn.Module):
 
     def forecast(self, network: Tensor, x: Tensor, scaled: Scaled) -> Tensor:
         """From the network's standard units to the sensors': [… , K]."""
-        base = x if self.network.residual else scaled.mean
+        if self.network.gives is Gives.RAW_VALUE:
+            return network
+        base = x if self.network.gives is Gives.CORRECTION else scaled.mean
         return self.targets(base) + self.targets(scaled.std) * network
 
     def targets(self, of_features: Tensor) -> Tensor:
