@@ -11,7 +11,8 @@ import json
 import logging
 import sys
 import time as clock
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,6 +79,74 @@ def _told(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return told
+
+
+@app.command()
+@_told
+def fit(
+    data: Annotated[str, typer.Argument(help="Readings: a .csv, .jsonl or .parquet file, .gz too.")],
+    out_path: Annotated[Path, typer.Option("--out", help="The step model to write; other files go beside it.")],
+    features: Annotated[str, typer.Option(help="Columns to read, separated by commas.")],
+    targets: Annotated[str | None, typer.Option(help="Columns to forecast; all features by default.")] = None,
+    key: Key = None,
+    time: Annotated[str | None, typer.Option(help="The column that holds the time; tells the period.")] = None,
+    cell: Annotated[str, typer.Option(help="lstm, gru or rnn.")] = "lstm",
+    hidden: Annotated[int, typer.Option(help="Hidden units of a layer.")] = 64,
+    layers: Annotated[int, typer.Option(help="Layers.")] = 1,
+    dropout: Annotated[float, typer.Option(help="Dropout between layers.")] = 0.0,
+    scale: Annotated[str, typer.Option(help="pooled, or per-stream where streams differ in level.")] = "pooled",
+    epochs: Annotated[int, typer.Option(help="Epochs at most.")] = 40,
+    learning_rate: Annotated[float, typer.Option(help="Step size of Adam.")] = 5e-3,
+    patience: Annotated[int, typer.Option(help="Epochs without a better one before training ends.")] = 8,
+    validation: Annotated[float, typer.Option(help="Share of each stream's rows kept for validation.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
+    name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
+    model_version: Annotated[str, typer.Option(help="The model's version.")] = "1",
+    debug: Debug = False,
+) -> None:
+    """Train a forecaster with its anomaly score, and write it as a step model that is proven."""
+    _need_export("fit")
+    from statestep.export import export_step
+    from statestep.export.fit import fit as train
+    from statestep.export.plots import plot_forecast, plot_loss
+
+    columns = _names(features)
+    streams, period = files.load_streams(data, columns, key=key, time=time)
+    with _training(epochs) as on_epoch:
+        fitted = train(
+            streams,
+            columns,
+            targets=_names(targets) if targets else None,
+            cell=cell,
+            hidden=hidden,
+            layers=layers,
+            dropout=dropout,
+            scale=scale,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            patience=patience,
+            validation=validation,
+            seed=seed,
+            on_epoch=on_epoch,
+        )
+    with err.status("writing and proving"):
+        exported = export_step(
+            fitted.model,
+            out_path,
+            name=name,
+            model_version=model_version,
+            ranges=fitted.ranges,
+            period_seconds=period,
+            trained_on=f"{Path(data).name}: {fitted.rows_training:,} rows of {len(streams):,} streams",
+        )
+        errors = fitted.errors
+        plots = out_path.with_suffix(".loss.png"), out_path.with_suffix(".forecast.png")
+        plot_loss(plots[0], fitted.history, best_epoch=fitted.best_epoch, last_value_rmse=errors.last_value_rmse)
+        plot_forecast(plots[1], fitted.example)
+    show.fitted(fitted, out)
+    show.report(exported.report, out)
+    written = [exported.model, exported.sequence, *([exported.weights] if exported.weights else []), *plots]
+    out.print(f"written: {', '.join(str(path) for path in written)}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -260,6 +329,25 @@ def _need_export(command: str) -> None:
     """`fit` and `export` need torch, which the base package does not bring."""
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(f"statestep {command} needs torch: pip install 'statestep[export]'")
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",") if name.strip()]
+
+
+@contextmanager
+def _training(epochs: int) -> Iterator[Callable[[Any], None]]:
+    """A progress bar that follows `fit`'s epochs."""
+    with Progress(
+        TextColumn("epoch {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"), console=err
+    ) as progress:
+        task = progress.add_task("training", total=epochs)
+
+        def on_epoch(epoch: Any) -> None:
+            found = f"validation RMSE {epoch.validation_rmse:.4f}, best {epoch.best_rmse:.4f}, {epoch.seconds:.0f} s"
+            progress.update(task, completed=epoch.number, description=found)
+
+        yield on_epoch
 
 
 def _escaped(error: Exception) -> str:

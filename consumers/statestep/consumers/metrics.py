@@ -63,6 +63,24 @@ class BatchHistogram(Collector):
         yield family
 
 
+class _Maker:
+    """Makes metrics of one registry, under our prefix."""
+
+    def __init__(self, registry: CollectorRegistry):
+        self._registry = registry
+
+    def counter(self, name: str, doc: str, *labels: str) -> Counter:
+        return Counter(name, doc, labels, namespace=PREFIX, registry=self._registry)
+
+    def gauge(self, name: str, doc: str, *labels: str) -> Gauge:
+        return Gauge(name, doc, labels, namespace=PREFIX, registry=self._registry)
+
+    def histogram(self, name: str, doc: str, bounds: Sequence[float], label: str | None, *known: str) -> BatchHistogram:
+        made = BatchHistogram(f"{PREFIX}_{name}", doc, bounds, label, known or ("",))
+        self._registry.register(made)
+        return made
+
+
 class Metrics:
     """Every metric of the service. `topic` and `model` are the values of the labels of these names."""
 
@@ -72,17 +90,8 @@ class Metrics:
         self.topic = topic
         self.model = model
 
-        def counter(name: str, doc: str, *labels: str) -> Counter:
-            return Counter(name, doc, labels, namespace=PREFIX, registry=registry)
-
-        def gauge(name: str, doc: str, *labels: str) -> Gauge:
-            return Gauge(name, doc, labels, namespace=PREFIX, registry=registry)
-
-        def histogram(name: str, doc: str, bounds: Sequence[float], label: str | None, *known: str) -> BatchHistogram:
-            made = BatchHistogram(f"{PREFIX}_{name}", doc, bounds, label, known or ("",))
-            registry.register(made)
-            return made
-
+        make = _Maker(registry)
+        counter, gauge, histogram = make.counter, make.gauge, make.histogram
         self._consumed = counter("records_consumed", "Records taken from the input.", "topic", "partition")
         self.bytes_consumed = counter("bytes_consumed", "Bytes of their values.", "topic").labels(topic)
         self.produced = counter("records_produced", "Outputs that were acknowledged.", "topic").labels(topic)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from statestep.consumers import files
 from statestep.consumers.broker import KafkaSink, KafkaSource
@@ -85,8 +85,10 @@ def _serve_kafka(settings: Settings, stop: threading.Event, stack: ExitStack) ->
     fields = Fields(settings.time, settings.key)
     Decoder(model.contract, fields)  # tells of a clash of names
     properties = settings.kafka_properties()
-    metrics = Metrics(CollectorRegistry(), settings.input, model.contract.name)
-    server = HttpServer(metrics.registry, host=settings.http_host, port=settings.http_port)
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)  # CPU, memory and open files of this process
+    metrics = Metrics(registry, settings.input, model.contract.name)
+    server = HttpServer(registry, host=settings.http_host, port=settings.http_port)
     stack.callback(server.close)
     log.info("metrics and health at %s", server.url)
     partitions = prepare_topics(
