@@ -8,7 +8,7 @@ import pytest
 
 from statestep.consumers.fleet import KINDS, PERIOD_SECONDS, QUIET_STEPS, SENSORS, START_NS, simulate
 
-SEEDS = range(20)
+SEEDS = range(8)
 
 
 def test_a_seed_gives_one_fleet() -> None:

@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.live import Live
 
 from statestep.consumers.alarms import Alarm, AlarmLog, Verdict, caused, judge
-from statestep.consumers.codec import Decoder, Encoder, Fields
 from statestep.consumers.demo_view import (
     RECENT_STEPS,
     AlarmRow,
@@ -34,13 +33,12 @@ from statestep.consumers.demo_view import (
     summary_page,
 )
 from statestep.consumers.fleet import IDLE_SECONDS, Fleet, play, simulate
-from statestep.consumers.http import DEFAULT_PORT, HttpServer, PortInUse
+from statestep.consumers.http import DEFAULT_PORT, HttpServer, Pages, PortInUse
 from statestep.consumers.memory import MemoryBroker, MemorySink, MemorySource
 from statestep.consumers.metrics import Metrics
-from statestep.consumers.pipeline import Pipeline
 from statestep.consumers.ports import Message
-from statestep.consumers.service import Service, TimedModel
-from statestep.runtime import Engine, StepModel
+from statestep.consumers.wiring import build
+from statestep.runtime import StepModel
 
 PARTITIONS = 4
 SPEED = 21_600.0  # simulated seconds a second: a day in four, the default fleet in twenty
@@ -90,7 +88,7 @@ class Watch:
         """The alarms so far against the faults so far."""
         return judge(self.fleet.faults, self.log.all(), self.steps, self.names)
 
-    def view(self, seconds: float, url: str | None) -> View:
+    def view(self, seconds: float, url: str) -> View:
         """What to show, `seconds` after the start."""
         alarms = [*self.log.ended, *sorted(self.log.open.values(), key=lambda alarm: alarm.raised)]
         messages = self.predicted + self.dead_letters
@@ -146,8 +144,10 @@ def run_demo(
             time.sleep(IDLE_SECONDS)
         return portion is not None
 
-    service, registry = _service(broker, feed)
-    server = _serve(service, registry, http_port)
+    model = StepModel.load(str(files("statestep.consumers") / "models" / "pump.onnx"))
+    metrics = Metrics(CollectorRegistry(), broker.topic, model.contract.name)
+    service = build(model, MemorySource(broker, feed=feed), MemorySink(broker), metrics=metrics)
+    server = _serve(metrics.registry, service.pages(), http_port)
     began = time.monotonic()
     try:
         with (
@@ -164,24 +164,13 @@ def run_demo(
     return result
 
 
-def _service(broker: MemoryBroker, feed: Callable[[], bool]) -> tuple[Service, CollectorRegistry]:
-    """The service over the model in the package, put together as `statestep run` does it, and its metrics."""
-    model = StepModel.load(str(files("statestep.consumers") / "models" / "pump.onnx"))
-    contract, registry = model.contract, CollectorRegistry()
-    metrics = Metrics(registry, broker.topic, contract.name)
-    engine = Engine(TimedModel(model, lambda seconds: metrics.stages.observe([seconds], "infer")))
-    pipeline = Pipeline(engine, Decoder(contract, Fields()), Encoder(contract, model.fingerprint, broker.topic))
-    source, sink = MemorySource(broker, feed=feed), MemorySink(broker)
-    return Service(source, sink, pipeline, metrics, model.fingerprint), registry
-
-
-def _serve(service: Service, registry: CollectorRegistry, port: int | None) -> HttpServer:
+def _serve(registry: CollectorRegistry, pages: Pages, port: int | None) -> HttpServer:
     if port is not None:
-        return HttpServer(registry, service.pages(), port=port)
+        return HttpServer(registry, pages, port=port)
     try:
-        return HttpServer(registry, service.pages(), port=DEFAULT_PORT)
+        return HttpServer(registry, pages, port=DEFAULT_PORT)
     except PortInUse:  # nobody named that port, so nobody waits at it
-        return HttpServer(registry, service.pages(), port=0)
+        return HttpServer(registry, pages, port=0)
 
 
 @contextmanager

@@ -21,8 +21,9 @@ from statestep.consumers.service import Summary
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 RECENT_STEPS = 18  # timesteps in an alarm's sparkline: an hour and a half
-BAR_CELLS = 10
+BAR_CELLS = 9
 BAR_DECADES = (-1.0, 2.0)  # a bar is empty at a tenth of the threshold, full at a hundred times
+MORE = " and {} more"
 FIXED_LINES = 12  # of the live page besides its alarms and its row of pumps
 
 
@@ -57,7 +58,7 @@ class View:
     messages: int
     per_second: float
     dead_letters: int
-    url: str | None  # of the metrics
+    url: str  # of the HTTP port
     ratios: tuple[float, ...]  # [pumps] latest scores in thresholds
     alarms: tuple[AlarmRow, ...]  # those that are on first, then the newest first
     raised: int
@@ -65,7 +66,7 @@ class View:
 
 def live_page(view: View, width: int, height: int) -> RenderableType:
     """The page for a console of `width` × `height` cells."""
-    heat = [Text.assemble(*(_cell(ratio) for ratio in view.ratios[at : at + width - 2])) for at in _starts(view, width)]
+    heat = _heat(view.ratios, width, max(1, (height - FIXED_LINES) // 2))
     room = max(1, height - FIXED_LINES - len(heat))
     done = Table.grid(padding=(0, 2), expand=True)
     done.add_column(no_wrap=True)
@@ -93,14 +94,14 @@ def live_page(view: View, width: int, height: int) -> RenderableType:
         Text.assemble(("Alarms", "bold"), (f"   {view.raised} raised, {still} still on", "dim")),
         alarm_table(view, view.alarms[:room]),
         "",
-        Text(f"metrics {view.url or 'not served'}   seed {view.seed}   Ctrl-C stops and sums up", "dim"),
+        Text(f"metrics at {view.url}/metrics   seed {view.seed}   Ctrl-C ends it", "dim"),
     )
 
 
 def alarm_table(view: View, rows: tuple[AlarmRow, ...]) -> Table:
     """One line for each alarm. One that is over is dimmed, and tells its peak and how long it lasted."""
     table = Table(box=None, padding=(0, 1), header_style="dim", pad_edge=False)
-    for header in ("pump", "since", "score ÷ threshold", "lately", "what is wrong"):
+    for header in ("pump", "since", "× threshold", "lately", "what is wrong"):
         table.add_column(header, no_wrap=True)
     for row in rows:
         now = row.recent[-1] if row.open and row.recent else row.alarm.peak
@@ -108,7 +109,7 @@ def alarm_table(view: View, rows: tuple[AlarmRow, ...]) -> Table:
         table.add_row(
             Text(row.alarm.stream, "bold" if row.open else ""),
             moment(view.start_ns, row.alarm.raised, "%a %H:%M"),
-            Text.assemble(bar(now), f"{now:6.1f}×"),
+            Text.assemble(bar(now), f"{_times(now):>7}"),
             sparkline(row.recent) if row.open else f"over: {lasted}",
             fault_text(row.fault) if row.fault is not None else Text("nothing: false alarm", "yellow"),
             style="" if row.open else "dim",
@@ -150,13 +151,13 @@ def summary_page(result: DemoResult) -> RenderableType:
 
 def _fault_table(verdict: Verdict, start_ns: int) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim", pad_edge=False)
-    for header in ("pump", "sensor", "kind", "start", "seen after", "peak ÷ threshold"):
+    for header in ("pump", "sensor", "kind", "start", "seen after", "peak, × threshold"):
         table.add_column(
-            header, no_wrap=True, justify="right" if header in ("seen after", "peak ÷ threshold") else "left"
+            header, no_wrap=True, justify="right" if header in ("seen after", "peak, × threshold") else "left"
         )
     for fault, alarm in verdict.answers:
         after = Text("not seen", "red") if alarm is None else Text(_span(alarm.raised - fault.start), "green")
-        peak = "" if alarm is None else f"{alarm.peak:.1f}×"
+        peak = "" if alarm is None else _times(alarm.peak)
         at = moment(start_ns, fault.start)
         table.add_row(f"pump-{fault.pump + 1:02d}", SENSORS[fault.sensor].name, fault.kind, at, after, peak)
     return table
@@ -185,7 +186,7 @@ def bar(ratio: float) -> Text:
     """A score in thresholds on a logarithmic scale, with a mark where the threshold is.
 
     >>> bar(1.0).plain
-    '███│      '
+    '███│     '
     """
     filled = round(_share(ratio) * BAR_CELLS)
     mark = round(_share(1.0) * BAR_CELLS)
@@ -198,6 +199,16 @@ def bar(ratio: float) -> Text:
 def fault_text(fault: Fault) -> Text:
     """A fault in two words."""
     return Text(f"{fault.kind}, {SENSORS[fault.sensor].name}")
+
+
+def _heat(ratios: tuple[float, ...], width: int, lines: int) -> list[Text]:
+    """A cell for each pump, on at most `lines` lines; what has no place is told at their end."""
+    shown = ratios if len(ratios) <= width * lines else ratios[: width * lines - len(MORE.format(len(ratios)))]
+    cells = [_cell(ratio) for ratio in shown]
+    heat = [Text.assemble(*cells[at : at + width]) for at in range(0, len(cells), width)]
+    if len(shown) < len(ratios):
+        heat[-1].append(MORE.format(len(ratios) - len(shown)), "dim")
+    return heat
 
 
 def _cell(ratio: float) -> tuple[str, str]:
@@ -214,9 +225,13 @@ def _colour(ratio: float) -> str:
     return "red" if ratio > 1 else "yellow" if ratio > 0.7 else "green"
 
 
-def _starts(view: View, width: int) -> range:
-    """Where each line of pumps begins."""
-    return range(0, len(view.ratios), width - 2)
+def _times(ratio: float) -> str:
+    """A score in thresholds.
+
+    >>> _times(1.25), _times(2345.6)
+    ('1.2×', '2,346×')
+    """
+    return f"{ratio:.1f}×" if ratio < 1000 else f"{ratio:,.0f}×"
 
 
 def _days(steps: int) -> float:

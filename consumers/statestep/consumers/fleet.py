@@ -4,7 +4,7 @@ Pure numpy: the same seed gives the same fleet. What happens in a pump, and why 
 
 1. *Load* follows the hour of day (a morning and an evening peak), a demand that all pumps share and one of its own.
 2. *Flow* is proportional to load, *pressure* falls along the pump's curve as flow rises, the *motor's temperature*
-   follows load and weather with a lag of three quarters of an hour.
+   follows load with a lag of three quarters of an hour, over the air of the pump house.
 3. Pumps differ a little; every sensor adds white noise. So the best forecast weighs all three sensors over the last
    hours, and a sensor that leaves the others shows in it.
 
@@ -64,7 +64,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "spike": Kind((1, 3), (6.0, 20.0)),
-    "drift": Kind((6 * STEPS_PER_HOUR, 24 * STEPS_PER_HOUR), (4.0, 12.0)),  # the size that it has grown to at its end
+    "drift": Kind((6 * STEPS_PER_HOUR, 24 * STEPS_PER_HOUR), (6.0, 15.0)),  # the size that it has grown to at its end
     "stuck": Kind((4 * STEPS_PER_HOUR, 12 * STEPS_PER_HOUR), (0.0, 0.0)),
     "drop-out": Kind((STEPS_PER_HOUR // 2, 3 * STEPS_PER_HOUR), (0.0, 0.0)),
 }
@@ -108,7 +108,7 @@ class Fleet:
         """Every reading, by time.
 
         >>> next(simulate(pumps=1, days=1, seed=7).messages()).value
-        b'{"ts":"2026-01-05T00:00:00Z","flow_m3h":50.5,"pressure_bar":7.21,"motor_c":13.4}'
+        b'{"ts":"2026-01-05T00:00:00Z","flow_m3h":52.2,"pressure_bar":7.19,"motor_c":24.6}'
         """
         for step in range(len(self.times)):
             yield from self.timestep(step)
@@ -177,9 +177,9 @@ def _pumps(hours: Array, pumps: int, rng: np.random.Generator) -> Array:
     rhythm = 0.6 - 0.25 * np.cos((hours - 3) * 2 * np.pi / 24) - 0.13 * np.cos((hours - 2) * 4 * np.pi / 24)  # [T]
     demand = rhythm[:, None] + 0.04 * _wander((len(hours), 1), 6.0, rng)  # [T, 1]
     load = (demand + 0.03 * _wander(shape, 2.0, rng)).clip(0.15, 1.15)  # [T, P] 1 is the nominal load
-    weather = 12 + 5 * np.sin((hours - 9) * 2 * np.pi / 24)[:, None] + 2 * _wander((len(hours), 1), 24.0, rng)  # [T, 1]
-    warmth = _lagged(38 * load**1.5, 0.75)  # [T, P] kelvins above the weather
-    truth: Array = np.stack([150 * load, 7.6 - 2.4 * load**2, weather + warmth], axis=-1)  # [T, P, 3]
+    air = 18 + 1.0 * np.sin((hours - 9) * 2 * np.pi / 24)[:, None] + 0.4 * _wander((len(hours), 1), 24.0, rng)  # [T, 1]
+    warmth = _lagged(38 * load**1.5, 0.75)  # [T, P] kelvins above the air
+    truth: Array = np.stack([150 * load, 7.6 - 2.4 * load**2, air + warmth], axis=-1)  # [T, P, 3]
     differences: Array = rng.normal(size=(pumps, len(SENSORS))) * np.array(
         [sensor.differs for sensor in SENSORS]
     )  # [P, 3]
