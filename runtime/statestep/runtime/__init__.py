@@ -1,8 +1,9 @@
 """Streams and their recurrent state: a pure core that knows ONNX and numpy, and nothing of where messages come from."""
 
-from statestep.runtime.contract import Contract, ContractError, Feature, Output, State, detect, stamp
+from statestep.runtime.contract import Contract, ContractError, Feature, Output, State, stamp
 from statestep.runtime.engine import NO_TIME, Advanced, Engine, Model, Records
 from statestep.runtime.model import ModelError, StepModel, session_options
+from statestep.runtime.pairs import detect
 from statestep.runtime.state import CapacityError
 
 __all__ = [

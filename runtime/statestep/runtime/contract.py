@@ -2,16 +2,16 @@
 
 It travels inside the ONNX file, as one JSON document under ``statestep.contract`` in ``metadata_props``.
 This file is the one place that reads and writes it. A model without one can still run where its state
-pairs are told by name: see `detect`.
+pairs are told by name: see `pairs.py`.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,28 +22,9 @@ MISSING_POLICIES = ("own-forecast", "reject")
 ROLES = ("prediction", "expected", "score", "threshold", "anomaly", "flags")
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "bool")
 
-# A state leaves the graph under a name made from the one it came in by. Tried in order; `{}` is the stem.
-# Sources: torch (h0→hn), silero (state→stateN), icefall (state0→new_state0), transformers (past→present),
-# NeMo (cache→cache_next).
-PAIR_PATTERNS = (
-    (r"^(.+?)_?0$", ("{}n", "{}_n", "{}N")),
-    (r"^past_(.+)$", ("present_{}",)),
-    (r"^past(.*)$", ("present{}",)),
-    (r"^(.+)$", ("next_{}", "new_{}", "{}N", "{}_n", "{}_next", "{}_out")),
-    (r"^(.+)_in$", ("{}_out",)),
-)
-
 
 class ContractError(ValueError):
     """A contract that is missing, malformed, from a later version, or at odds with its graph."""
-
-
-class Tensor(NamedTuple):
-    """One graph input or output as onnxruntime reports it; a symbolic dimension is a name or None."""
-
-    name: str
-    shape: tuple[int | str | None, ...]
-    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +54,16 @@ class State:
         >>> State("h0", "hn", (2,), initial=[0.5, -0.5]).initial_value()
         array([ 0.5, -0.5], dtype=float32)
         """
-        value = np.asarray(self.initial, dtype=self.dtype)
+        try:
+            value = np.asarray(self.initial, dtype=self.dtype)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ContractError(f"state {self.input!r}: its initial value cannot be read: {error}") from None
         if value.ndim and value.shape != self.shape:
             raise ContractError(
                 f"state {self.input!r}: its initial value has shape {list(value.shape)}, its own is {list(self.shape)}"
             )
+        if not np.isfinite(value).all():
+            raise ContractError(f"state {self.input!r}: its initial value is not finite")
         return np.array(np.broadcast_to(value, self.shape))  # [*shape]
 
 
@@ -138,7 +124,7 @@ class Contract:
         """Read a document. Keys that this release does not know are passed by; a later version is refused."""
         try:
             raw = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ContractError(f"the model's contract is not JSON: {error}") from None
         if not isinstance(raw, dict):
             raise ContractError(f"the model's contract is a JSON {type(raw).__name__}, it must be an object")
@@ -169,92 +155,67 @@ def stamp(model: onnx.ModelProto, contract: Contract) -> None:
     model.producer_name = "statestep"
 
 
-def detect(
-    name: str,
-    inputs: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    *,
-    named: Mapping[str, tuple[str, int]] | None = None,
-) -> Contract:
-    """Guess the contract of a step model that carries none, from names, shapes and dtypes.
-
-    `named` settles pairs by hand: state input → (its output, its batch axis). An input that pairs with two
-    outputs, or leaves more or fewer than one input over, is a `ContractError` that lists the candidates.
-
-    >>> x, y = Tensor("x", ("B", 3), "float32"), Tensor("y", ("B", 1), "float32")
-    >>> h0, hn = Tensor("h0", (1, "B", 8), "float32"), Tensor("hn", (1, "B", 8), "float32")
-    >>> detect("m", [x, h0], [y, hn]).states
-    (State(input='h0', output='hn', shape=(1, 8), batch_axis=1, dtype='float32', initial=0.0),)
-    """
-    by_name = {tensor.name: tensor for tensor in outputs}
-    states = []
-    for tensor in inputs:
-        if named is not None and tensor.name in named:
-            output, axis = named[tensor.name]
-            if output not in by_name:
-                raise ContractError(
-                    f"state {tensor.name!r}: the graph has no output {output!r}, it has {sorted(by_name)}"
-                )
-            states.append(_state_of(tensor, output, axis))
-            continue
-        candidates = [other for other in _partners(tensor.name) if _alike(tensor, by_name.get(other))]
-        if len(candidates) > 1:
-            raise ContractError(f"input {tensor.name!r} could pair with any of {candidates}: name the pair")
-        if candidates:
-            states.append(_state_of(tensor, candidates[0], _batch_axis(tensor)))
-    if not states:
-        raise ContractError(
-            f"the graph has no state pair: inputs {[t.name for t in inputs]}, outputs {[t.name for t in outputs]}; "
-            "a step model takes each state in and gives it out (h0 → hn)"
-        )
-    taken = {state.input for state in states}
-    free = [tensor for tensor in inputs if tensor.name not in taken]
-    if len(free) != 1:
-        raise ContractError(
-            f"the observation must be the one input that is no state, there are {[t.name for t in free]}"
-        )
-    x = free[0]
-    if len(x.shape) != 2 or not isinstance(x.shape[1], int):
-        raise ContractError(f"input {x.name!r} has shape {list(x.shape)}, a step takes [batch, features]")
-    given_back = {state.output for state in states}
-    return Contract(
-        name=name,
-        features=tuple(Feature(f"x{column}") for column in range(x.shape[1])),
-        states=tuple(states),
-        outputs=tuple(Output(tensor.name) for tensor in outputs if tensor.name not in given_back),
-        input=x.name,
-        input_dtype=x.dtype,
-    )
-
-
 def _validate(contract: Contract) -> None:
     if not contract.features:
         raise ContractError("a contract names at least one feature")
     if not contract.states:
         raise ContractError("a contract names at least one state pair (h0 → hn); without one nothing is remembered")
-    if contract.missing not in MISSING_POLICIES:
-        raise ContractError(f"missing is {contract.missing!r}, it must be one of {list(MISSING_POLICIES)}")
+    for field in ("name", "model_version", "input"):
+        _name(field, getattr(contract, field))
+    _one_of("input_dtype", contract.input_dtype, DTYPES)
+    _one_of("missing", contract.missing, MISSING_POLICIES)
+    _above_zero("horizon", contract.horizon, int)
+    if contract.period_seconds is not None:
+        _above_zero("period_seconds", contract.period_seconds, int | float)
+    for feature in contract.features:
+        _name("a feature's name", feature.name)
+        if any(not isinstance(bound, int | float | None) for bound in (feature.min, feature.max)):
+            raise ContractError(f"feature {feature.name!r} has the range {feature.min!r} to {feature.max!r}")
+    for state in contract.states:
+        _validate_state(state)
+    for output in contract.outputs:
+        _name("an output's name", output.name)
+        _axis(f"output {output.name!r}", output.batch_axis)
+        if output.role is not None:
+            _one_of(f"the role of output {output.name!r}", output.role, ROLES)
+        if unknown := set(output.features or ()) - set(contract.feature_names):
+            raise ContractError(f"output {output.name!r} names {sorted(unknown)}, which are no features of the input")
     _unique("feature", [feature.name for feature in contract.features])
     _unique("input", [contract.input, *(state.input for state in contract.states)])
     _unique("output", [o.name for o in contract.outputs] + [state.output for state in contract.states])
     _unique("role", [output.role for output in contract.outputs if output.role])
-    for state in contract.states:
-        if state.dtype not in DTYPES:
-            raise ContractError(f"state {state.input!r} has dtype {state.dtype!r}, it must be one of {list(DTYPES)}")
-        if not 0 <= state.batch_axis <= len(state.shape):
-            raise ContractError(
-                f"state {state.input!r} has batch axis {state.batch_axis} and shape {list(state.shape)}"
-            )
-        if any(size < 1 for size in state.shape):
-            raise ContractError(f"state {state.input!r} has shape {list(state.shape)}, each size must be 1 or more")
-        state.initial_value()
-    for output in contract.outputs:
-        if output.role is not None and output.role not in ROLES:
-            raise ContractError(f"output {output.name!r} has role {output.role!r}, it must be one of {list(ROLES)}")
-        if unknown := set(output.features or ()) - set(contract.feature_names):
-            raise ContractError(f"output {output.name!r} names {sorted(unknown)}, which are no features of the input")
-    if contract.period_seconds is not None and not contract.period_seconds > 0:
-        raise ContractError(f"period_seconds is {contract.period_seconds}, it must be above 0")
+
+
+def _validate_state(state: State) -> None:
+    _name("a state's input", state.input)
+    _name(f"the output of state {state.input!r}", state.output)
+    _one_of(f"the dtype of state {state.input!r}", state.dtype, DTYPES)
+    _axis(f"state {state.input!r}", state.batch_axis)
+    if state.batch_axis > len(state.shape):
+        raise ContractError(f"state {state.input!r} has batch axis {state.batch_axis} and shape {list(state.shape)}")
+    if any(size < 1 for size in state.shape):
+        raise ContractError(f"state {state.input!r} has shape {list(state.shape)}, each size must be 1 or more")
+    state.initial_value()
+
+
+def _name(what: str, value: Any) -> None:
+    if not isinstance(value, str) or not value:
+        raise ContractError(f"{what} is {value!r}, it must be a text that is not empty")
+
+
+def _one_of(what: str, value: Any, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ContractError(f"{what} is {value!r}, it must be one of {list(known)}")
+
+
+def _axis(what: str, axis: Any) -> None:
+    if not isinstance(axis, int) or axis < 0:
+        raise ContractError(f"{what} has batch axis {axis!r}, it must be a number from 0 on")
+
+
+def _above_zero(what: str, value: Any, kind: Any) -> None:
+    if not isinstance(value, kind) or not 0 < value < math.inf:
+        raise ContractError(f"{what} is {value!r}, it must be a number above 0")
 
 
 def _unique(what: str, names: Sequence[str | None]) -> None:
@@ -290,38 +251,3 @@ def _output(raw: Mapping[str, Any]) -> Output:
     known = _known(Output, raw)
     named = known.get("features")
     return Output(**known | {"features": None if named is None else tuple(named)})
-
-
-def _partners(name: str) -> list[str]:
-    """The output names that a state input called `name` may have, best first."""
-    partners = []
-    for pattern, templates in PAIR_PATTERNS:
-        if match := re.match(pattern, name):
-            partners += [template.format(match.group(1)) for template in templates]
-    return list(dict.fromkeys(partners))
-
-
-def _alike(tensor: Tensor, other: Tensor | None) -> bool:
-    """Whether the two can be one state: same dtype and rank, no two fixed sizes that differ."""
-    if other is None or tensor.dtype != other.dtype or len(tensor.shape) != len(other.shape):
-        return False
-    pairs = zip(tensor.shape, other.shape, strict=True)
-    return all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
-
-
-def _batch_axis(tensor: Tensor) -> int:
-    symbolic = [axis for axis, size in enumerate(tensor.shape) if not isinstance(size, int)]
-    if len(symbolic) != 1:
-        raise ContractError(
-            f"state {tensor.name!r} has shape {list(tensor.shape)}: its batch axis must be its one free dimension"
-        )
-    return symbolic[0]
-
-
-def _state_of(tensor: Tensor, output: str, axis: int) -> State:
-    shape = tensor.shape[:axis] + tensor.shape[axis + 1 :]
-    if axis >= len(tensor.shape) or not all(isinstance(size, int) for size in shape):
-        raise ContractError(
-            f"state {tensor.name!r} has shape {list(tensor.shape)}, axis {axis} cannot be its batch axis"
-        )
-    return State(tensor.name, output, cast(tuple[int, ...], shape), axis, tensor.dtype)

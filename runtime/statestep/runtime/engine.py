@@ -27,7 +27,7 @@ Rows = Slots | slice  # the rows of a call that a wave holds; the slice means al
 
 NO_TIME = np.iinfo(np.int64).min  # the `time` of a stream that has seen none
 
-# The engine's own columns, after the model's states in every record.
+# The engine's own columns, after the model's states in every record. A state may be called the same in its graph.
 STEP, TIME, DIRTY = "step", "time", "dirty"
 _ALWAYS = np.ones((), bool)  # what is written to the `dirty` column of every stream that is advanced
 
@@ -93,7 +93,7 @@ class Engine:
     def __init__(self, model: Model, max_streams: int = 1_000_000):
         self.model = model
         columns = [
-            Column(state.input, value)
+            Column(f"state {state.input}", value)
             for state, value in zip(model.contract.states, model.initial_states(), strict=True)
         ]
         self._width = len(columns)
@@ -113,8 +113,8 @@ class Engine:
         `keys` has N stream keys, `x` is float32 [N, F] (the contract's input dtype), `times` int64 [N] event times
         in nanoseconds since the epoch, or None where there are none. A key may occur any number of times.
 
-        Raises TypeError or ValueError for arrays of another kind, and `CapacityError` when the call brings more
-        new streams than there is room for; either way nothing has changed.
+        A stream whose every row is rejected is not begun. Raises TypeError or ValueError for arrays of another kind,
+        and `CapacityError` when the call brings more new streams than there is room for; nothing has changed then.
         """
         self._check(keys, x, times)
         mark = self.table.mark()
@@ -124,7 +124,7 @@ class Engine:
         waves = 0
         try:
             for rows in _waves(slots):
-                here = slots[rows]  # [n], distinct
+                here = slots[rows].copy()  # [n], distinct; the table's own, as the caller gets `slots`
                 held = self.table.gather(here)
                 if before is None:  # every stream of the call is in the first wave
                     before = (here, held)
@@ -138,6 +138,8 @@ class Engine:
             raise
         if out is None:
             out = self._nothing(x)
+        if out.rejected.any():
+            self._unborn(mark)
         return Advanced(self.model.contract, out.outputs, out.rejected, out.step, out.previous_time, slots, waves)
 
     def commit(self) -> None:
@@ -205,13 +207,25 @@ class Engine:
             raise TypeError(
                 f"x must be an array of {contract.input_dtype}, it is {getattr(x, 'dtype', type(x).__name__)}"
             )
+        if isinstance(keys, bytes | str):
+            raise TypeError(f"keys must be a sequence of keys, it is the one key {keys!r}")
         if x.shape != (len(keys), len(contract.features)):
             raise ValueError(
                 f"x has shape {list(x.shape)}, {len(keys)} keys of {len(contract.features)} features need "
                 f"{[len(keys), len(contract.features)]}"
             )
-        if times is not None and (times.dtype != np.int64 or times.shape != (len(keys),)):
-            raise TypeError(f"times must be int64 [{len(keys)}], they are {times.dtype} {list(times.shape)}")
+        if times is None:
+            return
+        if not isinstance(times, np.ndarray) or times.dtype != np.int64:
+            raise TypeError(f"times must be an array of int64, it is {getattr(times, 'dtype', type(times).__name__)}")
+        if times.shape != (len(keys),):
+            raise ValueError(f"times has shape {list(times.shape)}, {len(keys)} keys need {[len(keys)]}")
+
+    def _unborn(self, mark: int) -> None:
+        """Forget the streams that were born since `mark` and not advanced."""
+        born = self.table.born_since(mark)
+        steps = self.table.column(STEP)[self.table.slots(born)]  # [born]
+        self.table.drop(key for key, step in zip(born, steps.tolist(), strict=True) if step == 0)
 
     def _wave(
         self, rows: Rows, slots: Slots, held: list[Array], x: Array, times: Array | None, out: _Results | None

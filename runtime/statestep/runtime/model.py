@@ -6,7 +6,8 @@ It keeps no state of its own. States go in as arguments and come out as results,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +15,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from statestep.runtime.contract import CONTRACT_KEY, Contract, ContractError, Tensor, detect
+from statestep.runtime.contract import CONTRACT_KEY, Contract, ContractError, Output
+from statestep.runtime.pairs import Tensor, detect
 
 NUMPY_NAMES = {"float": "float32", "double": "float64"}  # where onnxruntime's name for a dtype is not numpy's
 
@@ -50,10 +52,11 @@ class StepModel:
             else:
                 self.contract = detect(Path(name).stem, inputs, outputs, named=states)
             _agree(self.contract, inputs, outputs)
+            self._output_names = [output.name for output in self.contract.outputs]
+            self._fetched = self._output_names + [state.output for state in self.contract.states]
+            self._rehearse()
         except ContractError as error:
             raise ModelError(f"{name}: {error}") from None
-        self._output_names = [output.name for output in self.contract.outputs]
-        self._fetched = self._output_names + [state.output for state in self.contract.states]
 
     @classmethod
     def load(cls, path: str | Path, *, states: Mapping[str, tuple[str, int]] | None = None) -> Self:
@@ -94,6 +97,21 @@ class StepModel:
         ]
         return outputs, following
 
+    def _rehearse(self) -> None:
+        """Step two streams once. The shapes that a graph declares may be wrong or absent; what it gives counts."""
+        rows = 2
+        x = np.zeros((rows, len(self.contract.features)), self.contract.input_dtype)  # [2, F]
+        states = [np.stack([value] * rows) for value in self.initial_states()]  # [2, *shape] each
+        try:
+            outputs, following = self.step(x, states)
+        except Exception as error:  # onnxruntime raises a class of its own for every kind of fault
+            raise ContractError(f"cannot step {rows} streams at once: {_first_line(error)}") from None
+        for state, value, given in zip(self.contract.states, states, following, strict=True):
+            _expect(f"state {state.output!r}", given, value.shape, value.dtype)
+        for output in self.contract.outputs:
+            given = outputs[output.name]
+            _expect(f"output {output.name!r}", given, _output_shape(self.contract, output, rows, given))
+
 
 def _moved(value: Array, source: int, target: int) -> Array:
     """`np.moveaxis`, which costs 4 µs even where there is nothing to move."""
@@ -121,8 +139,11 @@ def _session(data: bytes, name: str) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a class of its own for every kind of fault
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{name}: onnxruntime cannot load it: {reason}") from None
+        raise ModelError(f"{name}: onnxruntime cannot load it: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _parse(data: bytes, name: str) -> onnx.ModelProto:
@@ -130,15 +151,28 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's DecodeError; its class moved between releases
-        raise ModelError(f"{name}: is not an ONNX file ({str(error).splitlines()[0]})") from None
+        raise ModelError(f"{name}: is not an ONNX file ({_first_line(error)})") from None
     if not model.graph.node:
         raise ModelError(f"{name}: is not an ONNX file (it holds no graph)")
-    for weight in model.graph.initializer:
+    nodes = chain(model.graph.node, *(function.node for function in model.functions))
+    for weight in chain(model.graph.initializer, _sparse(model.graph), _held(nodes)):
         if weight.data_location == onnx.TensorProto.EXTERNAL:
             raise ModelError(
                 f"{name}: keeps weight {weight.name!r} outside the file; export it with the weights inside"
             )
     return model
+
+
+def _sparse(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    return chain.from_iterable((sparse.values, sparse.indices) for sparse in graph.sparse_initializer)
+
+
+def _held(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    """The tensors inside of nodes: constants, and what the graphs of branches and loops hold."""
+    for attribute in chain.from_iterable(node.attribute for node in nodes):
+        yield from (attribute.t, *attribute.tensors)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from chain(graph.initializer, _sparse(graph), _held(graph.node))
 
 
 def _tensor(node: Any) -> Tensor:
@@ -148,14 +182,14 @@ def _tensor(node: Any) -> Tensor:
 
 
 def _agree(contract: Contract, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-    """Raise `ContractError` unless every tensor that the contract names is in the graph, alike in shape and dtype."""
+    """Raise `ContractError` unless every tensor that the contract names is in the graph, and goes in as it says."""
     entering = {tensor.name: tensor for tensor in inputs}
-    leaving = {tensor.name: tensor for tensor in outputs}
+    leaving = {tensor.name for tensor in outputs}
     wanted = {contract.input, *(state.input for state in contract.states)}
     if wanted != set(entering):
         raise ContractError(f"its contract names the inputs {sorted(wanted)}, its graph has {sorted(entering)}")
-    absent = {o.name for o in contract.outputs} | {s.output for s in contract.states}
-    if absent := absent - set(leaving):
+    named = {o.name for o in contract.outputs} | {s.output for s in contract.states}
+    if absent := named - leaving:
         raise ContractError(f"its contract names the outputs {sorted(absent)}, its graph has {sorted(leaving)}")
     x = entering[contract.input]
     if x.dtype != contract.input_dtype or len(x.shape) != 2 or x.shape[1] != len(contract.features):
@@ -163,11 +197,14 @@ def _agree(contract: Contract, inputs: Sequence[Tensor], outputs: Sequence[Tenso
             f"its contract has {len(contract.features)} features of {contract.input_dtype}, "
             f"its input {x.name!r} is {x.dtype} {list(x.shape)}"
         )
-    if isinstance(x.shape[0], int):
-        raise ContractError(f"its batch axis is fixed at {x.shape[0]}; export it with a free batch axis")
+    _expect_free(x, 0)
     for state in contract.states:
-        for tensor in (entering[state.input], leaving[state.output]):
-            _agree_state(state.shape, state.batch_axis, state.dtype, tensor)
+        _agree_state(state.shape, state.batch_axis, state.dtype, entering[state.input])
+
+
+def _expect_free(tensor: Tensor, axis: int) -> None:
+    if isinstance(size := tensor.shape[axis], int):
+        raise ContractError(f"the batch axis of {tensor.name!r} is fixed at {size}; export it with a free batch axis")
 
 
 def _agree_state(shape: tuple[int, ...], axis: int, dtype: str, tensor: Tensor) -> None:
@@ -178,3 +215,21 @@ def _agree_state(shape: tuple[int, ...], axis: int, dtype: str, tensor: Tensor) 
             f"its contract has state {tensor.name!r} as {dtype} {list(shape)} with batch axis {axis}, "
             f"its graph as {tensor.dtype} {list(tensor.shape)}"
         )
+    _expect_free(tensor, axis)
+
+
+def _output_shape(contract: Contract, output: Output, rows: int, given: Any) -> tuple[int, ...]:
+    """The shape that an output's role asks for; one without such a role only has a row for each stream."""
+    if output.role in ("prediction", "expected"):
+        return rows, len(output.features or contract.feature_names)
+    if output.role in ("score", "threshold", "anomaly"):
+        return (rows,)
+    return (rows, *np.shape(given)[1:])
+
+
+def _expect(what: str, value: Any, shape: tuple[int, ...], dtype: Any = None) -> None:
+    """Raise `ContractError` unless `value` is an array of that shape and dtype."""
+    if not isinstance(value, np.ndarray) or value.shape != shape or dtype not in (None, value.dtype):
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+        wanted = f"{dtype or ''} {list(shape)}".strip()
+        raise ContractError(f"{what} is {found} for {shape[0]} streams, it must be {wanted}")

@@ -66,7 +66,7 @@ class StateTable:
         return sum(slab.nbytes for slab in self._slabs)
 
     def keys(self) -> list[bytes]:
-        """The streams that have a row, oldest first."""
+        """The streams that have a row."""
         return list(self._index)
 
     def slots(self, keys: Sequence[bytes]) -> Slots:
@@ -132,6 +132,10 @@ class StateTable:
         """Where `rewind` can come back to."""
         return len(self._moves)
 
+    def born_since(self, mark: int) -> list[bytes]:
+        """The streams that got a row after `mark`."""
+        return [key for created, key, _ in self._moves[mark:] if created]
+
     def rewind(self, mark: int) -> None:
         """Take back the births and drops since `mark`, the last first. Rows are left as they are."""
         while len(self._moves) > mark:
@@ -143,16 +147,18 @@ class StateTable:
                 self._index[key] = slot
 
     def _create(self, keys: list[bytes]) -> None:
+        if not all(isinstance(key, bytes) for key in keys):
+            raise TypeError("a stream's key must be bytes")
         spare = len(self._free) + self.capacity - self._used
         if len(keys) > spare:
             raise CapacityError(
-                f"{len(keys)} new streams and room for {spare}: the table holds at most {self.capacity} (max_streams)"
+                f"{len(keys)} new streams and room for {spare}: max_streams is {self.capacity}, raise it"
             )
-        reused = [self._free.pop() for _ in range(min(len(self._free), len(keys)))]
-        fresh = range(self._used, self._used + len(keys) - len(reused))
+        reused = min(len(self._free), len(keys))
+        fresh = range(self._used, self._used + len(keys) - reused)
+        self._grow(fresh.stop)  # memory may run out here, so nothing has changed before
         self._used = fresh.stop
-        self._grow(self._used)
-        slots = np.fromiter((*reused, *fresh), np.int64, len(keys))  # [new]
+        slots = np.fromiter((*(self._free.pop() for _ in range(reused)), *fresh), np.int64, len(keys))  # [new]
         for slab, column in zip(self._slabs, self.columns, strict=True):
             slab[slots] = column.initial
         for key, slot in zip(keys, slots.tolist(), strict=True):
