@@ -120,7 +120,9 @@ def test_a_played_reading_carries_the_time_at_which_it_falls_due() -> None:
 def view_of(pumps: int, alarms: int) -> View:
     fault = Fault(0, 1, "drop-out", 300, 310, 0.0)
     rows = tuple(
-        AlarmRow(Alarm("pump-01", 300 + i, 305 + i, 12345.6), i % 2 == 0, (0.1, 1.0, 12345.6), fault if i % 3 else None)
+        AlarmRow(
+            Alarm("pump-213", 300 + i, 305 + i, 12345.6), i % 2 == 0, (0.1, 1.0, 12345.6), fault if i % 3 else None
+        )
         for i in range(alarms)
     )
     url = "http://127.0.0.1:65535"
@@ -166,6 +168,7 @@ def test_the_demo_runs_the_fleet_through_the_service() -> None:
     assert injected == len(result.fleet.faults)
     text = printed(console)
     assert f"{seen} of {injected} injected faults seen" in text
+    assert "…" not in text
     assert "--seed 21 shows the same fleet again" in text
     assert "day 0.0 of 4" in text
 

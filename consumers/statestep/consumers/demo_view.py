@@ -20,7 +20,7 @@ from statestep.consumers.fleet import PERIOD_SECONDS, SENSORS, Fault, Fleet
 from statestep.consumers.service import Summary
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-RECENT_STEPS = 18  # timesteps in an alarm's sparkline: an hour and a half
+RECENT_STEPS = 17  # timesteps in an alarm's sparkline: nearly an hour and a half
 BAR_CELLS = 9
 BAR_DECADES = (-1.0, 2.0)  # a bar is empty at a tenth of the threshold, full at a hundred times
 MORE = " and {} more"
@@ -134,6 +134,7 @@ def summary_page(result: DemoResult) -> RenderableType:
     kinds = ", ".join(f"{kind} {found}/{of}" for kind, (found, of) in by_kind.items() if of)
     weeks = verdict.quiet_weeks
     rate = f", {len(verdict.false) / weeks:.2f} a pump-week" if weeks else ""
+    false = f"{len(verdict.false)} false alarm{'' if len(verdict.false) == 1 else 's'}"
     ended = "  (ended early; faults not over yet are left out)" if result.interrupted else ""
     return Group(
         Text.assemble(("Injected faults", "bold"), (ended, "dim")),
@@ -151,10 +152,8 @@ def summary_page(result: DemoResult) -> RenderableType:
 
 def _fault_table(verdict: Verdict, start_ns: int) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim", pad_edge=False)
-    for header in ("pump", "sensor", "kind", "start", "seen after", "peak, × threshold"):
-        table.add_column(
-            header, no_wrap=True, justify="right" if header in ("seen after", "peak, × threshold") else "left"
-        )
+    for header in ("pump", "sensor", "kind", "start", "seen after", "× threshold"):
+        table.add_column(header, no_wrap=True, justify="right" if header in ("seen after", "× threshold") else "left")
     for fault, alarm in verdict.answers:
         after = Text("not seen", "red") if alarm is None else Text(_span(alarm.raised - fault.start), "green")
         peak = "" if alarm is None else _times(alarm.peak)
