@@ -141,9 +141,7 @@ def summary_page(result: DemoResult) -> RenderableType:
         _fault_table(verdict, start_ns),
         "",
         Text.assemble((f"{seen} of {injected} injected faults seen", "bold"), f": {kinds}" if kinds else ""),
-        Text.assemble(
-            (f"{len(verdict.false)} false alarms", "bold"), f" in {weeks:.1f} pump-weeks without a fault{rate}"
-        ),
+        Text.assemble((false, "bold"), f" in {weeks:.1f} pump-weeks without a fault{rate}"),
         f"{done.consumed:,} messages = {done.predicted:,} predictions + {done.refused:,} dead letters, "
         f"{done.consumed / result.seconds:,.0f} a second",
         Text(f"seed {result.fleet.seed}: --seed {result.fleet.seed} shows the same fleet again", "dim"),
