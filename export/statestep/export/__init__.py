@@ -1,6 +1,7 @@
 """From torch to step models: train a forecaster or lift a module, write it as ONNX, and prove what was written.
 
-`verify` and the errors need no torch; the names that do are imported when they are first asked for.
+`verify` and the errors need no torch; the other names are imported when they are first asked for. Two functions are
+found in the modules that bear their names: `statestep.export.fit.fit` and `statestep.export.lift.lift`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,25 @@ from statestep.export.errors import DataError, ExportError
 from statestep.export.verify import Check, Report, Speed, verify
 
 if TYPE_CHECKING:
+    from statestep.export.calibrate import Errors
+    from statestep.export.fit import Epoch, Example, Fitted
     from statestep.export.forecaster import Forecaster, ForecasterConfig
     from statestep.export.forms import Scoring, StreamModel
+    from statestep.export.handover import load_module, load_weights, read_scaler, scaler_of
+    from statestep.export.lift import LiftedModel
     from statestep.export.scaling import NoScaling, PerStreamScaling, PooledScaling
     from statestep.export.weights import load, save
     from statestep.export.write import Exported, export_step
 
 _NEEDS_TORCH = {
+    "Epoch": "fit",
+    "Errors": "calibrate",
+    "Example": "fit",
     "Exported": "write",
+    "Fitted": "fit",
     "Forecaster": "forecaster",
     "ForecasterConfig": "forecaster",
+    "LiftedModel": "lift",
     "NoScaling": "scaling",
     "PerStreamScaling": "scaling",
     "PooledScaling": "scaling",
@@ -29,16 +39,25 @@ _NEEDS_TORCH = {
     "StreamModel": "forms",
     "export_step": "write",
     "load": "weights",
+    "load_module": "handover",
+    "load_weights": "handover",
+    "read_scaler": "handover",
     "save": "weights",
+    "scaler_of": "handover",
 }
 
 __all__ = [
     "Check",
     "DataError",
+    "Epoch",
+    "Errors",
+    "Example",
     "ExportError",
     "Exported",
+    "Fitted",
     "Forecaster",
     "ForecasterConfig",
+    "LiftedModel",
     "NoScaling",
     "PerStreamScaling",
     "PooledScaling",
@@ -48,7 +67,11 @@ __all__ = [
     "StreamModel",
     "export_step",
     "load",
+    "load_module",
+    "load_weights",
+    "read_scaler",
     "save",
+    "scaler_of",
     "verify",
 ]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from statestep.export.forms import Scoring, SequenceForm, StreamModel
-from statestep.export.scaling import PerStreamScaling, PooledScaling
+from statestep.export.scaling import NoScaling, PerStreamScaling, PooledScaling
 from statestep.export.series import Block, Series, enough
 
 CONSTANT = 1e-6  # a feature whose spread is below this share of its level does not move
@@ -25,7 +25,7 @@ class Errors:
     """How far forecasts were off on the validation tails, row for row the same for model and last value."""
 
     rows: int
-    rmse: float  # over all targets, in standard units
+    rmse: float  # over all targets, in standard units where there is a scaling
     last_value_rmse: float
     by_target: dict[str, tuple[float, float]]  # target → (model's, last value's) in the sensor's units
 
@@ -58,14 +58,22 @@ def scored(model: StreamModel, blocks: Sequence[Block]) -> tuple[StreamModel, Er
     enough(blocks, warm)
     misses = [_misses(model, block) for block in blocks]  # (miss, std) [T, B, K] each
     in_units = torch.cat([(m / s)[b.training(warm)] for (m, s), b in zip(misses, blocks, strict=True)])  # [rows, K]
-    spread = in_units.double().square().mean(0).sqrt().clamp(min=SPREAD_FLOOR)  # [K]
-    scoring = Scoring(spread, LEAST_THRESHOLD, warm=warm)
+    floor = SPREAD_FLOOR * _unit(model, blocks, warm)  # [K]
+    scoring = Scoring(torch.maximum(in_units.double().square().mean(0).sqrt(), floor), LEAST_THRESHOLD, warm=warm)
     tail = torch.cat(
         [scoring.sequence(m, s)[..., 0][b.validation(warm)] for (m, s), b in zip(misses, blocks, strict=True)]
     )
     scoring.threshold.fill_(max(float(np.quantile(tail.double().numpy(), QUANTILE)), LEAST_THRESHOLD))
     complete = StreamModel(model.network, model.scaling, scoring, features=model.features)
     return complete, _errors(complete, blocks, misses, warm)
+
+
+def _unit(model: StreamModel, blocks: Sequence[Block], warm: int) -> Tensor:
+    """A standard deviation of each target in the units that the scaling leads to: 1, where there is a scaling."""
+    if not isinstance(model.scaling, NoScaling):
+        return torch.ones(len(model.target_names), dtype=torch.float64)
+    seen = torch.cat([model.targets(block.x)[block.training(warm)] for block in blocks]).double()  # [rows, K]
+    return seen.std(0, unbiased=False).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _misses(model: StreamModel, block: Block) -> tuple[Tensor, Tensor]:

@@ -7,3 +7,8 @@ class ExportError(ValueError):
 
 class DataError(ValueError):
     """Data that cannot be fitted or checked: too little, of another shape, or not finite."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library says is wrong, short enough for a sentence of ours."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

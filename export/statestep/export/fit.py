@@ -26,7 +26,7 @@ from statestep.export.forecaster import Forecaster, ForecasterConfig
 from statestep.export.forms import StreamModel
 from statestep.export.recur import Tensors
 from statestep.export.scaling import PerStreamScaling, Scaling
-from statestep.export.series import Block, Series, blocks_of, enough, ranges_of, series_of
+from statestep.export.series import Block, Series, blocks_of, columns_of, enough, ranges_of, series_of
 from statestep.export.weights import reference_of
 
 SCALES = ("pooled", "per-stream")
@@ -128,7 +128,7 @@ def fit(
     Raises `DataError` for data and `ExportError` for settings that cannot be used.
     """
     options = _Options(epochs, learning_rate, patience, seed, on_epoch)
-    columns = _columns(features, targets)
+    columns = columns_of(features, targets)
     if scale not in SCALES:
         raise ExportError(f"scale is {scale!r}, it must be one of {list(SCALES)}")
     for name, value in (
@@ -176,17 +176,6 @@ def _torch_settings(seed: int, threads: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
-
-
-def _columns(features: Sequence[str], targets: Sequence[str] | None) -> tuple[int, ...]:
-    """The columns of the targets among the features."""
-    if len(set(features)) != len(features) or not features:
-        raise ExportError(f"the features are {list(features)}, there must be one or more and each once")
-    named = features if targets is None else targets
-    unknown = [target for target in named if target not in features]
-    if unknown:
-        raise ExportError(f"target {unknown[0]!r} is not among the features {list(features)}")
-    return tuple(features.index(target) for target in dict.fromkeys(named))
 
 
 def _lanes(model: StreamModel, blocks: Sequence[Block]) -> tuple[_Lanes, list[_Lanes]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from statestep.export.compare import Array
-from statestep.export.errors import DataError
+from statestep.export.errors import DataError, ExportError
 
 FEWEST_ROWS = 3  # of a stream: one to forecast in training, one in validation, and one before them
 PADDING = 0.5  # a stream shorter than this share of its block's longest begins a new block
@@ -43,6 +43,17 @@ class Block:
         """The same of the validation tails: bool [T, B]."""
         t = torch.arange(len(self.x))[:, None]
         return (t >= max(warm, 1)) & (t >= self.cuts) & (t < self.rows)
+
+
+def columns_of(features: Sequence[str], targets: Sequence[str] | None) -> tuple[int, ...]:
+    """The columns of the targets among the features."""
+    if len(set(features)) != len(features) or not features:
+        raise ExportError(f"the features are {list(features)}, there must be one or more and each once")
+    named = features if targets is None else targets
+    unknown = [target for target in named if target not in features]
+    if unknown:
+        raise ExportError(f"target {unknown[0]!r} is not among the features {list(features)}")
+    return tuple(features.index(target) for target in dict.fromkeys(named))
 
 
 def series_of(streams: Mapping[str, Array], features: Sequence[str], validation: float) -> tuple[list[Series], int]:

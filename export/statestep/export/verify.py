@@ -21,7 +21,7 @@ import onnx
 import onnxruntime as ort
 
 from statestep.export.compare import TOLERANCE, Array, Outputs, first_difference, place_in_words, units
-from statestep.export.errors import DataError
+from statestep.export.errors import DataError, first_line
 from statestep.runtime import Contract, Engine, ModelError, StepModel, session_options
 
 SHAPES = ((1, 1), (2, 7), (200, 1), (64, 2), (48, 64))  # (T, B) of the drawn sequences
@@ -188,7 +188,7 @@ def _offline(
     try:
         session = ort.InferenceSession(path.read_bytes(), session_options(), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a class of its own for every kind of fault
-        raise ModelError(f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"{path}: onnxruntime cannot load it: {first_line(error)}") from None
     names = [output.name for output in contract.outputs]
     absent = sorted(set(names) - {node.name for node in session.get_outputs()})
     if absent:

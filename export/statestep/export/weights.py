@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from statestep.export.compare import Array, Outputs
-from statestep.export.errors import ExportError
+from statestep.export.errors import ExportError, first_line
 from statestep.export.forecaster import Forecaster, ForecasterConfig
 from statestep.export.forms import Scoring, SequenceForm, StreamModel
 from statestep.export.scaling import NoScaling, PerStreamScaling, PooledScaling, Scaling
@@ -48,8 +48,7 @@ def load(path: str | Path) -> StreamModel:
     except ExportError:
         raise
     except Exception as error:  # torch raises pickle's, zip's and its own errors for a file of another kind
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ExportError(f"{path}: is not the weights of a statestep model ({reason})") from None
+        raise ExportError(f"{path}: is not the weights of a statestep model ({first_line(error)})") from None
     return model.eval()
 
 

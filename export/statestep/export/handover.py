@@ -1,0 +1,100 @@
+"""What a team hands over beside its module: a factory to find it by, its trained weights, the scaler of its training."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from statestep.export.errors import ExportError, first_line
+from statestep.export.scaling import PooledScaling
+
+
+def load_module(factory: str) -> nn.Module:
+    """Call `pkg.mod:factory`, found as Python started here would find it, for the untrained module.
+
+    Raises `ExportError` where it cannot be imported or called, or gives something else.
+    """
+    place, colon, name = factory.partition(":")
+    if not (place and colon and name):
+        raise ExportError(f"the factory is {factory!r}, it must be written pkg.mod:name")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does; a console script leaves it out
+    try:
+        found = getattr(importlib.import_module(place), name)
+        module = found if isinstance(found, nn.Module) else found()
+    except Exception as error:  # whatever a team's own code raises
+        raise ExportError(f"the factory {factory!r} fails: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise ExportError(f"the factory {factory!r} gives a {type(module).__name__}, it must give a torch module")
+    return module
+
+
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Put the weights at `path`, a state_dict or {"state_dict": …}, into `module`. Nothing in the file is run."""
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ExportError(f"the weights {str(path)!r} cannot be read: {error.strerror}") from None
+    except Exception as error:  # torch raises pickle's, zip's and its own errors for a file of another kind
+        raise ExportError(f"the weights {str(path)!r} are not a torch state_dict: {first_line(error)}") from None
+    if isinstance(document, dict) and isinstance(document.get("state_dict"), dict):
+        document = document["state_dict"]
+    if not isinstance(document, dict):
+        raise ExportError(f"the weights {str(path)!r} hold a {type(document).__name__}, they must be a state_dict")
+    theirs = {name: tuple(getattr(value, "shape", ())) for name, value in document.items()}
+    ours = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    for name in sorted(ours | theirs):
+        if ours.get(name) != theirs.get(name):
+            raise ExportError(
+                f"the weights {str(path)!r} do not fit the module: {name!r} is {_shape(theirs.get(name))} in the file "
+                f"and {_shape(ours.get(name))} in the module"
+            )
+    module.load_state_dict(document)
+
+
+def read_scaler(path: str | Path, features: Sequence[str]) -> PooledScaling:
+    """Read {"mean": {feature: value}, "std": {feature: value}}, or lists in the order of the features."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExportError(f"the scaler {str(path)!r} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ExportError(f"the scaler {str(path)!r} is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ExportError(f'the scaler {str(path)!r} must be an object with "mean" and "std"')
+    return scaler_of(document.get("mean"), document.get("std"), features)
+
+
+def scaler_of(mean: Any, std: Any, features: Sequence[str]) -> PooledScaling:
+    """The scaling that the module was trained with; `mean` and `std` by feature, or lists in their order.
+
+    >>> scaler_of({"flow": 5.0}, [2.0], ["flow"]).std.tolist()
+    [2.0]
+    """
+    columns = []
+    for what, values in (("mean", mean), ("std", std)):
+        if isinstance(values, Mapping):
+            values = [values.get(feature) for feature in features]
+        if not isinstance(values, Sequence) or len(values) != len(features):
+            raise ExportError(f"the scaler's {what} must have a number for each of the features {list(features)}")
+        for feature, value in zip(features, values, strict=True):
+            good = isinstance(value, int | float) and math.isfinite(value) and (what == "mean" or value > 0)
+            if not good:
+                raise ExportError(
+                    f"the scaler's {what} of {feature!r} is {value!r}, it must be a finite number"
+                    + (" above 0" if what == "std" else "")
+                )
+        columns.append(torch.tensor(values, dtype=torch.float64))  # [F]
+    return PooledScaling(*columns)
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))
