@@ -1,4 +1,4 @@
-"""What a team hands over beside its module: a factory to find it by, its trained weights, the scaler of its training."""
+"""What a team hands over beside its module: the factory that makes it, its trained weights, the scaler it read by."""
 
 from __future__ import annotations
 

@@ -187,8 +187,8 @@ def _prove(module: nn.Module, network: Lifted, features: int, targets: int) -> N
             raise ExportError(f"{name} forecasts {stepped.shape[-1]} values and {targets} targets are named")
         if at_once.isnan().any() and not whole.isnan().any():
             raise ExportError(
-                f"{name} looks at the cell state of an nn.LSTM, which a whole sequence does not leave for each of its rows: "
-                "let its head look at the output, or at the hidden state"
+                f"{name} looks at the cell state of an nn.LSTM, which a whole sequence does not leave for each of its "
+                "rows: let its head look at the output, or at the hidden state"
             )
         truth = _in_time(whole, length, targets, network.batch_first, name)  # [T or 1, B, K]
         for form, given in (("stepped row by row", stepped), ("run row by row over the sequence", at_once)):
