@@ -195,10 +195,10 @@ def check_bits(records: list[Any], streams: Mapping[str, Array], model: Path) ->
 
 
 def asd(folder: Path) -> tuple[dict[str, Array], tuple[str, ...]]:
-    """The application servers of `folder`, a stream each: their train files."""
+    """The application servers of `folder`, a stream each: whole train files, or the slices in `tests/data`."""
     streams: dict[str, Array] = {}
     features: tuple[str, ...] = ()
-    for path in sorted(folder.glob("app*_train.csv*")):
+    for path in sorted([*folder.glob("app*_train.csv*"), *folder.glob("asd_app*.csv*")]):
         features = tuple(name for name in columns(str(path)) or () if name not in ("t", "label"))
         streams |= load_streams(str(path), features)[0]
     return streams, features

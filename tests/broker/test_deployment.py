@@ -53,7 +53,7 @@ def test_the_service_runs_with_the_image_s_configuration(
         assert service.metric('statestep_predictions_total{model="pump"}') == len(sent)
         assert json.loads(service.get("/streams"))["streams"] == 6
         service.terminate()
-    assert {json.loads(record.value)["stream"] for record in records} == {f"pump-{n:02}" for n in range(6)}
+    assert {json.loads(record.value)["stream"] for record in records} == {f"pump-{n:02}" for n in range(1, 7)}
 
 
 def test_every_setting_of_the_image_is_one() -> None:

@@ -5,29 +5,20 @@ Exit codes: 0 done, 2 usage or configuration, 3 bad model or failed proof, 4 dat
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import logging
-import sys
 import time as clock
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from statestep.consumers import config, files, show, wiring
 from statestep.consumers.config import ConfigError
 from statestep.consumers.files import FileError
-from statestep.consumers.http import PortInUse
-from statestep.consumers.pipeline import BadMessage
-from statestep.consumers.ports import BrokerError
-from statestep.runtime import CapacityError, ModelError, StepModel
+from statestep.consumers.terminal import counting, err, log_to_stderr, out, told, training
+from statestep.runtime import StepModel
 
 app = typer.Typer(
     name="statestep",
@@ -37,19 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # as markup, [default: …] in a help text would vanish
 )
-out = Console()
-err = Console(stderr=True)
-
-EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
-    (ConfigError, 2),
-    (PortInUse, 2),
-    (CapacityError, 2),
-    (ModelError, 3),
-    (FileError, 4),
-    (BadMessage, 4),
-    (BrokerError, 5),
-)
-
 Model = Annotated[Path, typer.Option(help="The step model, an .onnx file.")]
 Data = Annotated[str, typer.Option(help="Readings: a .csv, .jsonl or .parquet file, or - for JSONL on standard input.")]
 Key = Annotated[str | None, typer.Option(help="The column that names the stream. Without it the file is one stream.")]
@@ -62,27 +40,8 @@ def main() -> None:
     app()
 
 
-def _told(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn the faults that a person can mend into one sentence and an exit code; `--debug` shows the rest."""
-
-    @functools.wraps(command)
-    def told(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except Exception as error:
-            code = _exit_code(error)
-            if code is None or kwargs.get("debug"):
-                raise
-            err.print(f"[red]error:[/red] {_escaped(error)}", highlight=False, soft_wrap=True)
-            raise typer.Exit(code) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-
-    return told
-
-
 @app.command()
-@_told
+@told
 def fit(
     data: Annotated[str, typer.Argument(help="Readings: a .csv, .jsonl or .parquet file, .gz too.")],
     out_path: Annotated[Path, typer.Option("--out", help="The step model to write; other files go beside it.")],
@@ -112,7 +71,7 @@ def fit(
 
     columns = _names(features)
     streams, period = files.load_streams(data, columns, key=key, time=time)
-    with _training(epochs) as on_epoch:
+    with training(epochs) as on_epoch:
         fitted = train(
             streams,
             columns,
@@ -150,7 +109,58 @@ def fit(
 
 
 @app.command()
-@_told
+@told
+def export(
+    factory: Annotated[str, typer.Argument(help="The module, or what makes it: pkg.mod:name.")],
+    weights: Annotated[Path, typer.Option(help="Its trained weights, a state_dict saved by torch.")],
+    out_path: Annotated[Path, typer.Option("--out", help="The step model to write; its sequence form goes beside it.")],
+    features: Annotated[str, typer.Option(help="What the columns of its input are, separated by commas.")],
+    targets: Annotated[str | None, typer.Option(help="What it forecasts; all features by default.")] = None,
+    scaler: Annotated[Path | None, typer.Option(help='JSON: {"mean": {feature: value}, "std": {…}}.')] = None,
+    output: Annotated[str, typer.Option(help="Whether it forecasts scaled or raw values.")] = "scaled",
+    batch_first: Annotated[bool | None, typer.Option(help="Input as [B, T, F]; told from its layers.")] = None,
+    data: Annotated[str | None, typer.Option(help="Readings that calibrate the anomaly score.")] = None,
+    key: Key = None,
+    time: Annotated[str | None, typer.Option(help="The column that holds the time; tells the period.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
+    model_version: Annotated[str, typer.Option(help="The model's version.")] = "1",
+    debug: Debug = False,
+) -> None:
+    """Turn a trained torch module of your own into a step model that is proven equal to it."""
+    _need_export("export")
+    from statestep.export import export_step, load_module, load_weights, read_scaler
+    from statestep.export.lift import lift
+
+    columns = _names(features)
+    streams, period = files.load_streams(data, columns, key=key, time=time) if data else (None, None)
+    module = load_module(factory)
+    load_weights(module, weights)
+    with err.status("writing and proving"):
+        lifted = lift(
+            module,
+            features=columns,
+            targets=_names(targets) if targets else None,
+            batch_first=batch_first,
+            scaler=read_scaler(scaler, columns) if scaler else None,
+            output=output,
+            data=streams,
+        )
+        exported = export_step(
+            lifted.model,
+            out_path,
+            name=name,
+            model_version=model_version,
+            ranges=lifted.ranges,
+            period_seconds=period,
+        )
+    if lifted.errors is not None:
+        show.errors(lifted.errors, out)
+    show.report(exported.report, out)
+    out.print(f"written: {exported.model}, {exported.sequence}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+@told
 def inspect(
     model: Annotated[Path, typer.Argument(help="The step model.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the contract as JSON, for programs.")] = False,
@@ -167,7 +177,7 @@ def inspect(
 
 
 @app.command()
-@_told
+@told
 def verify(
     model: Annotated[Path, typer.Argument(help="The step model.")],
     data: Annotated[str | None, typer.Option(help="Readings to step over, beside drawn ones.")] = None,
@@ -192,7 +202,7 @@ def verify(
 
 
 @app.command()
-@_told
+@told
 def replay(
     model: Model,
     data: Data,
@@ -209,10 +219,10 @@ def replay(
     """Run history through the same service that runs behind Kafka, without a broker."""
     if on_bad_message not in ("dead-letter", "skip", "fail"):
         raise ConfigError(f"--on-bad-message is {on_bad_message!r}: it must be dead-letter, skip or fail")
-    _log_to_stderr("warning")
+    log_to_stderr("warning")
     stop = wiring.stop_on_signals()
     began = clock.monotonic()
-    with _counting("replaying") as progress:
+    with counting() as progress:
         task = progress.add_task("replaying", total=None)
         done = wiring.replay(
             StepModel.load(model),
@@ -234,7 +244,7 @@ def replay(
 
 
 @app.command()
-@_told
+@told
 def run(
     config_file: Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")] = None,
     model: Annotated[Path | None, typer.Option(help="The step model.")] = None,
@@ -271,7 +281,7 @@ def run(
     if print_config:
         typer.echo(config.describe(settings))
         return
-    _log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level)
     stop = wiring.stop_on_signals()
     done = wiring.serve_kafka(settings, stop)
     logging.getLogger("statestep").info(
@@ -280,7 +290,7 @@ def run(
 
 
 @app.command()
-@_told
+@told
 def demo(
     pumps: Annotated[int, typer.Option(min=1, help="How many pumps.")] = 48,
     days: Annotated[float, typer.Option(min=0.01, help="Simulated days.")] = 5.0,
@@ -296,7 +306,39 @@ def demo(
 
 
 @app.command()
-@_told
+@told
+def fleet(
+    topic: Annotated[str | None, typer.Option(help="The topic to send to; made where it is missing.")] = None,
+    bootstrap_servers: Annotated[str, typer.Option(help="Kafka brokers, host:port[,…].")] = "localhost:9092",
+    out_path: Annotated[Path | None, typer.Option("--out", help="A CSV file to write instead.")] = None,
+    pumps: Annotated[int, typer.Option(min=1, help="How many pumps.")] = 48,
+    days: Annotated[float | None, typer.Option(min=0.01, help="Simulated days; to a topic without end.")] = None,
+    speed: Annotated[float, typer.Option(min=0, help="Simulated seconds a second; 0 is as fast as it goes.")] = 300,
+    seed: Annotated[int, typer.Option(help="Seed of the fleet.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Simulate a fleet of pumps, with faults: its readings into a topic, or into a CSV file."""
+    from statestep.consumers import fleet_producer
+
+    if (topic is None) == (out_path is None):
+        raise ConfigError("a fleet goes to --topic or to --out, give one of them")
+    stop = wiring.stop_on_signals()
+    if out_path is not None:
+        count = fleet_producer.write_fleet(out_path, seed=seed, pumps=pumps, days=days or 5.0)
+    else:
+        assert topic is not None
+        sink = fleet_producer.open_topic({"bootstrap_servers": bootstrap_servers.split(",")}, topic)
+        try:
+            count = fleet_producer.produce_fleet(
+                sink, seed=seed, pumps=pumps, days=days, speed=speed, stopping=stop.is_set
+            )
+        finally:
+            sink.close()
+    err.print(f"{count:,} readings")
+
+
+@app.command()
+@told
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Only 8→64×1 at batch 64 and 1024.")] = False,
     debug: Debug = False,
@@ -315,16 +357,6 @@ def bench(
     show.service_table(service, out)
 
 
-def _exit_code(error: Exception) -> int | None:
-    """The exit code of a fault that a person can mend, None for one of ours."""
-    for kind, code in EXIT_CODES:
-        if isinstance(error, kind):
-            return code
-    if type(error).__module__.startswith("statestep.export."):
-        return {"ExportError": 3, "DataError": 4}.get(type(error).__name__)
-    return 2 if isinstance(error, ValueError) and type(error) is ValueError else None
-
-
 def _need_export(command: str) -> None:
     """`fit` and `export` need torch, which the base package does not bring."""
     if importlib.util.find_spec("torch") is None:
@@ -335,46 +367,8 @@ def _names(listed: str) -> list[str]:
     return [name.strip() for name in listed.split(",") if name.strip()]
 
 
-@contextmanager
-def _training(epochs: int) -> Iterator[Callable[[Any], None]]:
-    """A progress bar that follows `fit`'s epochs."""
-    with Progress(
-        TextColumn("epoch {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"), console=err
-    ) as progress:
-        task = progress.add_task("training", total=epochs)
-
-        def on_epoch(epoch: Any) -> None:
-            found = f"validation RMSE {epoch.validation_rmse:.4f}, best {epoch.best_rmse:.4f}, {epoch.seconds:.0f} s"
-            progress.update(task, completed=epoch.number, description=found)
-
-        yield on_epoch
-
-
-def _escaped(error: Exception) -> str:
-    return str(error).replace("[", r"\[")
-
-
 def _pair(item: str) -> tuple[str, str]:
     name, equals, value = item.partition("=")
     if not equals:
         raise ConfigError(f"--kafka is {item!r}: it must be name=value")
     return name, value
-
-
-def _counting(what: str) -> Progress:
-    return Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}"),
-        console=err, transient=True,
-    )  # fmt: skip
-
-
-def _log_to_stderr(level: str) -> None:
-    """One line an event. kafka-python's own chatter is shown from warnings on."""
-    if sys.stderr.isatty():
-        handler: logging.Handler = RichHandler(console=err, show_path=False)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("statestep").setLevel(level.upper())

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import time
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 
+import msgspec
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from statestep.consumers.broker import KafkaSink
-from statestep.consumers.fleet import IDLE_SECONDS, START_NS, play, simulate
+from statestep.consumers.files import FileError
+from statestep.consumers.fleet import IDLE_SECONDS, SENSORS, START_NS, play, simulate
 from statestep.consumers.kafka_client import Properties, connect, fail
 from statestep.consumers.ports import Message, Sink
 
@@ -65,3 +69,18 @@ def open_topic(properties: Properties, topic: str) -> KafkaSink:
         admin.close()
     # No count of an input's partitions: nothing is answered here, so the client chooses the partition by key.
     return KafkaSink(CLIENT_ID, properties, topic, topic, {topic: PARTITIONS})
+
+
+def write_fleet(path: Path, *, seed: int, pumps: int = 48, days: float = 5.0) -> int:
+    """Write a fleet as a CSV file with the columns pump, ts and the sensors, by time; gives how many rows."""
+    rows = 0
+    try:
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, ["pump", "ts", *(sensor.name for sensor in SENSORS)])
+            table.writeheader()
+            for reading in simulate(pumps, days, seed=seed).messages():
+                table.writerow({"pump": reading.key.decode(), **msgspec.json.decode(reading.value)})
+                rows += 1
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {error.strerror}") from None
+    return rows

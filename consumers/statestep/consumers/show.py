@@ -15,6 +15,7 @@ from statestep.consumers.service import Summary
 from statestep.runtime import Contract, StepModel
 
 if TYPE_CHECKING:
+    from statestep.export.calibrate import Errors
     from statestep.export.fit import Fitted
     from statestep.export.verify import Report
 
@@ -51,24 +52,28 @@ def contract(model: StepModel, console: Console) -> None:
 
 
 def fitted(found: Fitted, console: Console) -> None:
-    """A trained model's validation error beside the last value's, and a warning where it loses."""
-    errors = found.errors
+    """How training went."""
     left_out = f", {found.rows_left_out:,} left out" if found.rows_left_out else ""
     console.print(
-        f"trained on {found.rows_training:,} rows, validated on {errors.rows:,}{left_out}; "
+        f"trained on {found.rows_training:,} rows, validated on {found.errors.rows:,}{left_out}; "
         f"kept epoch {found.best_epoch} of {len(found.history)}",
         highlight=False,
     )
+    errors(found.errors, console)
+
+
+def errors(found: Errors, console: Console) -> None:
+    """A model's validation error beside the last value's, and a warning where it loses."""
     table = _table("validation RMSE", "model", "last value", "")
-    table.add_row("all, standardised", f"{errors.rmse:.4f}", f"{errors.last_value_rmse:.4f}", "")
-    for target, (ours, last) in errors.by_target.items():
+    table.add_row("all, standardised", f"{found.rmse:.4f}", f"{found.last_value_rmse:.4f}", "")
+    for target, (ours, last) in found.by_target.items():
         table.add_row(
             escape(target), f"{ours:.4g}", f"{last:.4g}", "[yellow]last value is better[/yellow]" * (ours > last)
         )
     console.print(table)
-    if errors.losing:
+    if found.losing:
         console.print(
-            f"[yellow]warning:[/yellow] on {len(errors.losing)} of {len(errors.by_target)} targets the last value "
+            f"[yellow]warning:[/yellow] on {len(found.losing)} of {len(found.by_target)} targets the last value "
             "forecasts better than the model: more data, other features or fewer units may help"
         )
 
