@@ -48,8 +48,9 @@ REQUEST_BYTES = 4 * 1024 * 1024  # more than any output or dead letter has; the 
 class KafkaSource:
     """A member of the application's group on one input topic."""
 
-    def __init__(self, topic: str, app_id: str, properties: Properties):
+    def __init__(self, topic: str, app_id: str, properties: Properties, partitions: int):
         self._topic = topic
+        self._partitions = partitions
         self._changes: list[Change] = []
         self._consumer = connect(
             KafkaConsumer,
@@ -69,6 +70,11 @@ class KafkaSource:
     def topic(self) -> str:
         """The topic's name."""
         return self._topic
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions the topic had when the service started."""
+        return self._partitions
 
     def poll(self, timeout_s: float, max_records: int) -> Polled:
         """One poll of the client, on whose calling thread the listener has left its marks."""

@@ -20,6 +20,7 @@ class Note(msgspec.Struct, frozen=True, omit_defaults=True):
     """What this application writes beside an offset; other tools leave the place empty."""
 
     first: int  # the first offset ever applied in this partition
+    partitions: int  # how many the topic had: with another number keys go elsewhere
     model: str = ""  # the beginning of the model's fingerprint
     v: int = 1
 
@@ -52,24 +53,32 @@ class Restore:
     warning: str | None = None
 
 
-def note(progress: Progress, fingerprint: str) -> Committed:
+class PartitionsChanged(RuntimeError):
+    """The input topic has another number of partitions than when its streams began."""
+
+
+def note(progress: Progress, partitions: int, fingerprint: str) -> Committed:
     """What to commit for a partition.
 
-    >>> note(Progress(first=5, resume=5, next=9), "ab" * 32)
-    Committed(offset=9, metadata='{"first":5,"model":"abababababab"}')
+    >>> note(Progress(first=5, resume=5, next=9), 4, "ab" * 32)
+    Committed(offset=9, metadata='{"first":5,"partitions":4,"model":"abababababab"}')
     """
-    text = msgspec.json.encode(Note(progress.first, fingerprint[:12])).decode()
+    text = msgspec.json.encode(Note(progress.first, partitions, fingerprint[:12])).decode()
     return Committed(max(progress.next, progress.resume), text)
 
 
-def restore(committed: Committed | None, bounds: tuple[int, int], start: int, fingerprint: str) -> Restore:
+def restore(
+    committed: Committed | None, bounds: tuple[int, int], start: int, partitions: int, fingerprint: str
+) -> Restore:
     """Decide where a partition goes on.
 
     `bounds` are the offsets of the first record kept and of the next to be written; `start` is where a new
     application begins. Nothing committed: begin at `start`, and write that down first, so that a crash before the
     first commit begins there too. An offset that another tool set begins a new history at that offset.
 
-    >>> restore(Committed(9, '{"first":5}'), (0, 20), 0, "").progress
+    Raises `PartitionsChanged` where the topic was cut anew since: the streams' keys lie elsewhere now.
+
+    >>> restore(Committed(9, '{"first":5,"partitions":4}'), (0, 20), 0, 4, "").progress
     Progress(first=5, resume=9, next=5)
     """
     low, high = bounds
@@ -87,6 +96,11 @@ def restore(committed: Committed | None, bounds: tuple[int, int], start: int, fi
         start = committed.offset
         warning = f"the committed offset {start} was set by another tool: its streams start anew there"
         return Restore(Progress(start, start, start), commit=True, truncated=False, warning=warning)
+    if known.partitions != partitions:
+        raise PartitionsChanged(
+            f"the input had {known.partitions} partitions when its streams began and has {partitions} now, so their "
+            "keys have moved away from their states; a new --app-id begins anew"
+        )
     begin = max(known.first, low)
     warnings = []
     if begin > known.first:

@@ -136,6 +136,11 @@ class FileSource:
         """The file's path."""
         return self._path
 
+    @property
+    def partitions(self) -> int:
+        """One: a file."""
+        return 1
+
     def poll(self, timeout_s: float, max_records: int) -> Polled:
         """The next rows; a pipe is waited for, and gives what has come so far."""
         if not self._joined:

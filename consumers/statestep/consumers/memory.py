@@ -76,6 +76,11 @@ class MemorySource:
         """The topic's name."""
         return self.broker.topic
 
+    @property
+    def partitions(self) -> int:
+        """How many partitions the broker's topic has."""
+        return len(self.broker.log)
+
     def assign(self, *partitions: int) -> None:
         """Give partitions at the next poll."""
         self._changes.append(Change("assigned", partitions))

@@ -70,6 +70,10 @@ class Source(Protocol):
     def topic(self) -> str:
         """What outputs name as their origin."""
 
+    @property
+    def partitions(self) -> int:
+        """How many partitions the topic has."""
+
     def poll(self, timeout_s: float, max_records: int) -> Polled:
         """Wait for records up to `timeout_s`; give at most `max_records` of them.
 

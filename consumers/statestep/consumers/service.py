@@ -100,6 +100,7 @@ class Service:
         self._policy = policy
         self._on_batch = on_batch
         self._progress: dict[int, Progress] = {}
+        self._owed: dict[int, Progress] = {}  # commits that were refused, to be tried again after the next poll
         self._buffer: list[Record] = []
         self._board = Board(self._engine)
         self._lock = Lock()  # held while streams change, and while a page looks at them
@@ -144,6 +145,8 @@ class Service:
         with self._timed("poll"):
             polled = self._source.poll(timeout_s, room)
         self._metrics.last_poll.set(time.time())
+        lost = {p for change in polled.changes if change.kind == "lost" for p in change.partitions}
+        self._commit({p: progress for p, progress in self._owed.items() if p not in lost})
         for change in polled.changes:
             self._follow(change)
         records = polled.records
@@ -165,6 +168,7 @@ class Service:
             self._engine.commit()
         for partition in change.partitions:
             self._progress.pop(partition, None)
+            self._owed.pop(partition, None)
             self._metrics.forget(partition)
             if change.kind == "assigned":
                 self._restore(partition)
@@ -179,7 +183,13 @@ class Service:
         """Find where a partition goes on, and read on from where its streams began."""
         committed = self._source.committed(partition)
         start = self._start(partition) if committed is None else 0
-        plan = checkpoint.restore(committed, self._source.bounds(partition), start, self._fingerprint)
+        bounds, count = self._source.bounds(partition), self._source.partitions
+        if partition >= count:
+            raise checkpoint.PartitionsChanged(
+                f"partition {partition} of {self._source.topic} was added while the {count} before it were being "
+                "read, so its keys have moved away from their states; a new --app-id begins anew"
+            )
+        plan = checkpoint.restore(committed, bounds, start, count, self._fingerprint)
         if plan.warning:
             log.warning("%s partition %d: %s", self._source.topic, partition, plan.warning)
         if plan.truncated:
@@ -230,14 +240,19 @@ class Service:
     def _commit(self, progress: dict[int, Progress]) -> None:
         if not progress:
             return
-        notes = {p: checkpoint.note(where, self._fingerprint) for p, where in progress.items()}
+        count = self._source.partitions
+        notes = {p: checkpoint.note(where, count, self._fingerprint) for p, where in progress.items()}
         try:
             self._source.commit(notes)
         except CommitRefused as refused:
-            # The outputs stand. Whoever owns the partitions now sends them again, with the same bits.
-            log.warning("%s: offsets not committed: %s", self._source.topic, refused)
+            # The outputs stand. Whoever owns the partitions next sends them again, with the same bits, unless the
+            # group has settled by the next poll and takes the offsets then.
+            log.warning("%s: offsets not committed yet: %s", self._source.topic, refused)
             self._metrics.commit_failures.inc()
+            self._owed |= progress
             return
+        for partition in progress:
+            self._owed.pop(partition, None)
         self._metrics.commits.inc()
         for partition, committed in notes.items():
             self._metrics.partition(partition)[3].set(committed.offset)

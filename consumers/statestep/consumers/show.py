@@ -80,7 +80,7 @@ def errors(found: Errors, console: Console) -> None:
 
 def report(found: Report, console: Console) -> None:
     """What `verify` found, one line a check, the speed last."""
-    console.print(f"[bold]{escape(found.name)}[/bold] {found.fingerprint[:12]}")
+    console.print(f"[bold]{escape(found.name)}[/bold]")
     for check in found.checks:
         console.print(f" {MARKS[check.passed]} {escape(check.name)}: {escape(check.detail)}", highlight=False)
     for speed in found.speeds:

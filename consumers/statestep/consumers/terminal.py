@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from statestep.consumers.checkpoint import PartitionsChanged
 from statestep.consumers.config import ConfigError
 from statestep.consumers.files import FileError
 from statestep.consumers.http import PortInUse
@@ -31,6 +32,7 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (ModelError, 3),
     (FileError, 4),
     (BadMessage, 4),
+    (PartitionsChanged, 4),
     (BrokerError, 5),
 )
 

@@ -98,7 +98,7 @@ def _serve_kafka(settings: Settings, stop: threading.Event, stack: ExitStack) ->
         [settings.output, settings.dead_letter_topic],
         create=settings.create_topics,
     )
-    source = KafkaSource(settings.input, settings.app_id, properties)
+    source = KafkaSource(settings.input, settings.app_id, properties, partitions[settings.input])
     stack.callback(source.close)
     sink = KafkaSink(settings.app_id, properties, settings.output, settings.dead_letter_topic, partitions)
     stack.callback(sink.close)
