@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 CONTRACT_KEY = "statestep.contract"
+PRODUCER = "statestep"
 VERSION = 1
 MISSING_POLICIES = ("own-forecast", "reject")
 ROLES = ("prediction", "expected", "score", "threshold", "anomaly", "flags")
@@ -146,13 +147,13 @@ class Contract:
 
 def stamp(model: onnx.ModelProto, contract: Contract) -> None:
     """Write `contract` into `model`, replacing what was there, with flat keys that other tools show."""
-    flat = {CONTRACT_KEY: contract.to_json(), "name": contract.name, "version": contract.model_version}
+    flat = {"name": contract.name, "version": contract.model_version}
     if contract.license:
         flat["license"] = contract.license
-    kept = {entry.key: entry.value for entry in model.metadata_props} | flat
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, kept)
-    model.producer_name = "statestep"
+    kept = {entry.key: entry.value for entry in model.metadata_props if entry.key != CONTRACT_KEY} | flat
+    # The producer is at the file's beginning and the contract at its end: of a file that was cut short one is missing.
+    model.producer_name = PRODUCER
+    onnx.helper.set_model_props(model, kept | {CONTRACT_KEY: contract.to_json()})
 
 
 def _validate(contract: Contract) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from statestep.runtime.contract import CONTRACT_KEY, Contract, ContractError, Output
+from statestep.runtime.contract import CONTRACT_KEY, PRODUCER, Contract, ContractError, Output
 from statestep.runtime.pairs import Tensor, detect
 
 NUMPY_NAMES = {"float": "float32", "double": "float64"}  # where onnxruntime's name for a dtype is not numpy's
@@ -42,13 +42,13 @@ class StepModel:
         graph = _parse(data, name)
         self.opset = max((item.version for item in graph.opset_import if item.domain in ("", "ai.onnx")), default=0)
         self.fingerprint = hashlib.sha256(data).hexdigest()
-        self._session = _session(data, name)
-        meta = self._session.get_modelmeta().custom_metadata_map
-        inputs = [_tensor(node) for node in self._session.get_inputs()]
-        outputs = [_tensor(node) for node in self._session.get_outputs()]
+        self._session, inputs, outputs = _session(data, name)
+        meta = {entry.key: entry.value for entry in graph.metadata_props}
         try:
             if CONTRACT_KEY in meta and states is None:
                 self.contract = Contract.from_json(meta[CONTRACT_KEY])
+            elif graph.producer_name == PRODUCER and states is None:
+                raise ContractError("its contract is missing; was the file cut short?")
             else:
                 self.contract = detect(Path(name).stem, inputs, outputs, named=states)
             _agree(self.contract, inputs, outputs)
@@ -135,9 +135,11 @@ def session_options() -> ort.SessionOptions:
     return options
 
 
-def _session(data: bytes, name: str) -> ort.InferenceSession:
+def _session(data: bytes, name: str) -> tuple[ort.InferenceSession, list[Tensor], list[Tensor]]:
+    """A session with its inputs and outputs; the fallback to the same provider would only print on stdout."""
     try:
-        return ort.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"], enable_fallback=0)
+        return session, [_tensor(n) for n in session.get_inputs()], [_tensor(n) for n in session.get_outputs()]
     except Exception as error:  # onnxruntime raises a class of its own for every kind of fault
         raise ModelError(f"{name}: onnxruntime cannot load it: {_first_line(error)}") from None
 
@@ -209,7 +211,8 @@ def _expect_free(tensor: Tensor, axis: int) -> None:
 
 def _agree_state(shape: tuple[int, ...], axis: int, dtype: str, tensor: Tensor) -> None:
     fixed = tensor.shape[:axis] + tensor.shape[axis + 1 :]
-    same = len(fixed) == len(shape) and all(a == b for a, b in zip(fixed, shape, strict=True) if isinstance(a, int))
+    same = len(tensor.shape) == len(shape) + 1
+    same = same and all(a == b for a, b in zip(fixed, shape, strict=True) if isinstance(a, int))
     if not same or tensor.dtype != dtype:
         raise ContractError(
             f"its contract has state {tensor.name!r} as {dtype} {list(shape)} with batch axis {axis}, "
