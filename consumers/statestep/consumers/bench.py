@@ -108,10 +108,10 @@ def _engine_row(model: StepModel, batch: int, streams: int) -> EngineRow:
     engine.commit()
     calls = [[keys[i] for i in rng.permutation(streams)[:batch]] for _ in range(16)]
     x = rng.standard_normal((batch, features), np.float32)  # [B, F]
-    states = [np.zeros((batch, *value.shape), value.dtype) for value in model.initial_states()]
+    prepared = [engine.read(call).states for call in calls]  # what each call's streams remember, each [B, …]
 
     def raw() -> None:
-        for _ in calls:
+        for states in prepared:
             model.step(x, states)
 
     def advance() -> None:

@@ -164,10 +164,10 @@ class Pipeline:
                 run = []
                 self._end(batch, record)
         self._advance(batch, run)
-        for record in records:
-            batch.tally.consumed[record.partition] += 1
-            batch.tally.bytes += len(record.value or b"")
-            batch.progress[record.partition] = batch.progress[record.partition].advanced(record.offset)
+        batch.tally.consumed.update(record.partition for record in records)
+        batch.tally.bytes = sum(len(record.value or b"") for record in records)
+        for partition, offset in {record.partition: record.offset for record in records}.items():  # the last of each
+            batch.progress[partition] = batch.progress[partition].advanced(offset)
         return batch
 
     def encode(self, batch: Batch) -> list[Message]:
