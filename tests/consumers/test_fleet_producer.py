@@ -3,11 +3,11 @@
 import json
 import time
 
-from statestep.consumers.codec import parse_time
 from statestep.consumers.fleet import PERIOD_SECONDS, STEPS_PER_DAY, simulate
 from statestep.consumers.fleet_producer import RUN_DAYS, produce_fleet
 from statestep.consumers.memory import MemoryBroker, MemorySink
 from statestep.consumers.ports import Message
+from statestep.consumers.times import parse_time
 
 
 def test_days_are_sent_whole_and_time_goes_on_between_simulations() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from statestep.consumers.codec import moment, text
+from statestep.consumers.codec import text
 from statestep.consumers.pipeline import Batch, split_key
+from statestep.consumers.times import moment
 from statestep.runtime import NO_TIME, Engine
 
 

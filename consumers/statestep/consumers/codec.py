@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -19,16 +19,17 @@ import msgspec
 import numpy as np
 
 from statestep.consumers.ports import Headers, Message, Record
-from statestep.runtime import NO_TIME, Contract
+from statestep.consumers.times import from_ms, moment, parse_time
+from statestep.runtime import Contract
 
 MAX_KEY_BYTES = 4096  # keys are repeated in every output and, later, in every state record
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_DEAD_LETTER_BYTES = 900_000  # leaves room for headers below a broker's usual limit of 1 MiB
+MAX_HEADER_BYTES = 32 * 1024  # of the record's own, names and values; whole headers past it are dropped
+MAX_QUOTED = 80  # characters of a message that a sentence repeats
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# A number is seconds below the first bound, then milliseconds, microseconds, nanoseconds: (bound, ns in a unit).
-TIME_UNITS = ((1e11, 10**9), (1e14, 10**6), (1e17, 10**3), (float("inf"), 1))
-NS_RANGE = (-(1 << 63) + 1, (1 << 63) - 1)  # the years 1677 to 2262
+
+Array = np.ndarray[Any, Any]
 
 
 class Refused(NamedTuple):
@@ -36,6 +37,12 @@ class Refused(NamedTuple):
 
     reason: str
     sentence: str
+
+
+class Ended(NamedTuple):
+    """A tombstone: a null value, which ends the stream that the record's key names."""
+
+    key: bytes
 
 
 class Observation(NamedTuple):
@@ -97,6 +104,11 @@ class Decoder:
         for what, field in (("time", fields.time), ("stream", fields.stream)):
             if field in names:
                 raise ValueError(f"the {what} field {field!r} is also a feature of the model: name another")
+        if fields.time == fields.stream:
+            raise ValueError(f"the field {fields.time!r} cannot hold both the time and the stream: name another")
+        self._dtype = np.dtype(contract.input_dtype)
+        if self._dtype.kind != "f":
+            raise ValueError(f"the model takes {self._dtype}, messages hold numbers with a fraction")
         self._names = names
         self._fields = fields
         self._max_bytes = max_bytes
@@ -110,8 +122,11 @@ class Decoder:
         timestep = msgspec.defstruct("Timestep", kinds, rename=inner, gc=False)
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(timestep | list[float | None])
 
-    def decode(self, record: Record) -> Observation | Refused:
+    def decode(self, record: Record) -> Observation | Ended | Refused:
         """One record. Its features are counted, not yet judged: `matrix` does that for many at once."""
+        if record.value is None and self._fields.stream is None:
+            key = self._key(record, None)
+            return key if isinstance(key, Refused) else Ended(key)
         if not record.value:
             return Refused("empty", "the message has no bytes")
         if len(record.value) > self._max_bytes:
@@ -132,13 +147,14 @@ class Decoder:
         key = self._key(record, name)
         if isinstance(key, Refused):
             return key
-        time = parse_time(when) if when is not None else _record_time(record.timestamp_ms)
+        time = parse_time(when) if when is not None else from_ms(record.timestamp_ms)
         if time is None:
-            return Refused("bad-time", f"{self._fields.time!r} is {when!r}: neither ISO 8601 nor a number since 1970")
+            quoted = f"{when!r:.{MAX_QUOTED}}"  # all of it could make a dead letter that no broker takes
+            return Refused("bad-time", f"{self._fields.time!r} is {quoted}: neither ISO 8601 nor a number since 1970")
         return Observation(key, values, time)
 
-    def matrix(self, observations: Sequence[Observation]) -> tuple[np.ndarray[Any, np.dtype[np.float32]], list[Any]]:
-        """float32 [N, F], and for each row None or why it is `Refused`."""
+    def matrix(self, observations: Sequence[Observation]) -> tuple[Array, list[Refused | None]]:
+        """[N, F] in the model's dtype, and for each row None or why it is `Refused`."""
         shape = (len(observations), len(self._names))
         try:
             flat = chain.from_iterable(o.values for o in observations)
@@ -146,14 +162,14 @@ class Decoder:
         except TypeError:  # a None, which only the slower way understands
             wide = np.array([o.values for o in observations], np.float64).reshape(shape)
         with np.errstate(over="ignore"):
-            x = wide.astype(np.float32)  # [N, F]
+            x = wide.astype(self._dtype)  # [N, F]
         refused: list[Refused | None] = [None] * shape[0]
         if np.isfinite(x).all():
             return x, refused
         for row, column in np.argwhere(~np.isfinite(x)).tolist():
             name, value = self._names[column], wide[row, column]
             if not np.isnan(value):
-                refused[row] = Refused("out-of-range", f"feature {name!r} is {value!r}, beyond what a float32 holds")
+                refused[row] = Refused("out-of-range", f"feature {name!r} is {value}, beyond a {self._dtype}")
             elif not self._accepts_missing and refused[row] is None:
                 refused[row] = Refused("missing-feature", f"feature {name!r} is missing or null")
         return x, refused
@@ -176,16 +192,18 @@ class Decoder:
     def _refused(self, value: bytes, error: Exception) -> Refused:
         """Tell wrong types from broken JSON. Python's own writer emits NaN and Infinity, which are not JSON."""
         if isinstance(error, msgspec.ValidationError):
-            return Refused("wrong-type", str(error))
+            return Refused("out-of-range" if "out of range" in str(error) else "wrong-type", str(error))
+        if isinstance(error, RecursionError):
+            return Refused("malformed", "is nested too deep to be read")
         try:
             found = json.loads(value)
         except (ValueError, RecursionError):
-            return Refused("malformed", f"not JSON: {error}")
+            return Refused("malformed", f"is not JSON: {error}")
         numbers = found.values() if isinstance(found, dict) else found if isinstance(found, list) else [found]
         odd = [number for number in numbers if isinstance(number, float) and not np.isfinite(number)]
         if odd:
             return Refused("non-finite", f"holds {odd[0]}, which is not a JSON number; send null for a missing value")
-        return Refused("malformed", f"not JSON: {error}")
+        return Refused("malformed", f"is not JSON: {error}")
 
 
 class Encoder:
@@ -216,21 +234,17 @@ class Encoder:
         extra: dict[str, Any] | msgspec.UnsetType,
     ) -> Message:
         """One output. `row` has this row of each output with a role, as Python numbers or lists of them."""
-        expected = row.get("expected")
-        prediction = row.get("prediction")
-        threshold = row.get("threshold")
+        # At a stream's first step no forecast had been made, whatever the graph has to put there.
+        expected = None if step == 1 else row.get("expected")
         value = Prediction(
             stream=text(observation.key),
             ts=moment(observation.time),
             step=step,
-            # At a stream's first step no forecast had been made, whatever the graph has to put there.
-            expected=None
-            if expected is None or step == 1
-            else dict(zip(self._names["expected"], expected, strict=True)),
-            prediction=None if prediction is None else dict(zip(self._names["prediction"], prediction, strict=True)),
+            expected=self._named("expected", expected),
+            prediction=self._named("prediction", row.get("prediction")),
             score=row.get("score"),
-            threshold=threshold,
-            anomaly=bool(row["anomaly"]) if row.get("anomaly") is not None else None,
+            threshold=row.get("threshold"),
+            anomaly=None if (anomaly := row.get("anomaly")) is None else bool(anomaly),
             flags=flags,
             warm=None,
             model=self._model,
@@ -239,6 +253,9 @@ class Encoder:
         )
         return Message(False, record.partition, observation.key, self._encode(value), self.headers(record))
 
+    def _named(self, role: str, values: list[float] | None) -> dict[str, float] | None:
+        return None if values is None else dict(zip(self._names[role], values, strict=True))
+
     def tombstone(self, record: Record) -> Message:
         """A null value passed on: the stream has ended."""
         return Message(False, record.partition, record.key, None, self.headers(record))
@@ -246,7 +263,7 @@ class Encoder:
     def headers(self, record: Record) -> Headers:
         """The record's own headers, then where it came from."""
         return (
-            *record.headers,
+            *_bounded(record.headers),
             ("statestep.source.topic", self._topic.encode()),
             ("statestep.source.partition", b"%d" % record.partition),
             ("statestep.source.offset", b"%d" % record.offset),
@@ -259,7 +276,7 @@ class Encoder:
         """
         value, key = record.value, record.key
         headers = [
-            *record.headers,
+            *_bounded(record.headers),
             ("__streams.errors.exception", why.reason.encode()),
             ("__streams.errors.message", why.sentence.encode("utf-8", "backslashreplace")),
             ("__streams.errors.topic", self._topic.encode()),
@@ -275,50 +292,18 @@ class Encoder:
         return Message(True, record.partition, key, value, tuple(headers))
 
 
-def parse_time(value: str | int | float) -> int | None:
-    """A point in time as ns since the epoch, or None if it is none.
-
-    Numbers, and strings that look like one, count from 1970 in seconds, milliseconds (from 1e11), microseconds
-    (from 1e14) or nanoseconds (from 1e17). Other strings are ISO 8601; without a zone they are UTC.
-
-    >>> parse_time(1_700_000_000) == parse_time("1700000000000") == parse_time("2023-11-14T22:13:20Z")
-    True
-    """
-    number: int | float
-    if isinstance(value, str):
-        try:
-            number = int(value) if value.lstrip("+-").isdecimal() else float(value)
-        except ValueError:
-            return _iso_time(value)
-    else:
-        number = value
-    if not abs(number) <= NS_RANGE[1]:  # NaN is not, either
-        return None
-    unit = next(ns for bound, ns in TIME_UNITS if abs(number) < bound)
-    time = number * unit if isinstance(number, int) else round(number * unit)
-    return time if NS_RANGE[0] <= time <= NS_RANGE[1] else None
-
-
-def moment(time: int) -> datetime | None:
-    """Nanoseconds since the epoch as a UTC datetime, to the microsecond; None for `NO_TIME`."""
-    return None if time == NO_TIME else EPOCH + timedelta(microseconds=time // 1000)
+def _bounded(headers: Headers) -> Headers:
+    """The headers that fit into `MAX_HEADER_BYTES`, and how many did not: they could make a message no broker takes."""
+    room, kept = MAX_HEADER_BYTES, []
+    for name, value in headers:
+        room -= len(name.encode()) + len(value)
+        if room >= 0:
+            kept.append((name, value))
+    if len(kept) < len(headers):
+        kept.append(("statestep.headers.dropped", b"%d" % (len(headers) - len(kept))))
+    return tuple(kept)
 
 
 def text(key: bytes) -> str:
     """A stream's name for people and JSON; bytes that are not UTF-8 are escaped."""
     return key.decode("utf-8", "backslashreplace")
-
-
-def _iso_time(value: str) -> int | None:
-    try:
-        when = datetime.fromisoformat(value.strip())
-    except ValueError:
-        return None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=UTC)
-    time = (when - EPOCH) // timedelta(microseconds=1) * 1000
-    return time if NS_RANGE[0] <= time <= NS_RANGE[1] else None
-
-
-def _record_time(timestamp_ms: int) -> int:
-    return NO_TIME if timestamp_ms < 0 else min(timestamp_ms * 1_000_000, NS_RANGE[1])

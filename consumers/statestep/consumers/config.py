@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES, parse_time
+from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES
 from statestep.consumers.http import DEFAULT_PORT
 from statestep.consumers.kafka_client import client_properties
+from statestep.consumers.times import parse_time
 
 PREFIX = "STATESTEP_"
 NOT_SETTINGS = ("STATESTEP_TEST_", "STATESTEP_CONFIG")  # the test suite's own, and where the file is

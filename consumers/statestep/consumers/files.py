@@ -19,8 +19,8 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
-from statestep.consumers.codec import parse_time
 from statestep.consumers.ports import BrokerError, Change, Committed, Message, Polled, Record
+from statestep.consumers.times import parse_time
 
 FORMATS = ("csv", "jsonl", "parquet")
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}

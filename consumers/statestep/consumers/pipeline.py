@@ -14,13 +14,14 @@ import msgspec
 import numpy as np
 
 from statestep.consumers.checkpoint import Progress
-from statestep.consumers.codec import Decoder, Encoder, Observation, Refused
+from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, Decoder, Encoder, Ended, Observation, Refused
 from statestep.consumers.ports import Message, Record
 from statestep.runtime import NO_TIME, Advanced, Engine
 
 GAP_PERIODS = 1.5  # a stream that was silent for longer has a gap
 Array = np.ndarray[Any, Any]
 Policy = Literal["dead-letter", "skip", "fail"]
+Decoded = Observation | Ended | Refused
 
 
 class BadMessage(RuntimeError):
@@ -122,30 +123,27 @@ class Pipeline:
         encoder: Encoder,
         *,
         policy: Policy = "dead-letter",
-        max_dead_letter_bytes: int = 900_000,
-        keyed_by_field: bool = False,
+        max_dead_letter_bytes: int = MAX_DEAD_LETTER_BYTES,
     ):
         self.engine = engine
         self.decoder = decoder
         self.encoder = encoder
         self._policy = policy
         self._max_dead_letter_bytes = max_dead_letter_bytes
-        self._keyed_by_field = keyed_by_field
         contract = engine.model.contract
         self._period_ns = None if contract.period_seconds is None else contract.period_seconds * 1e9
         self._roles = {output.name: output.role for output in contract.outputs if output.role}
         self._forecast = [contract.feature_names.index(name) for name in encoder.features("expected")]  # columns of x
         self._others = [output.name for output in contract.outputs if not output.role]
 
-    def decode(self, records: Sequence[Record]) -> list[Observation | Refused | None]:
-        """What each record is; None is a tombstone."""
-        decode = self.decoder.decode
-        return [None if r.value is None and not self._keyed_by_field else decode(r) for r in records]
+    def decode(self, records: Sequence[Record]) -> list[Decoded]:
+        """What each record is."""
+        return [self.decoder.decode(record) for record in records]
 
     def advance(
         self,
         records: Sequence[Record],
-        decoded: Sequence[Observation | Refused | None],
+        decoded: Sequence[Decoded],
         progress: Mapping[int, Progress],
     ) -> Batch:
         """Advance the streams of `records`, in order.
@@ -162,7 +160,7 @@ class Pipeline:
             else:  # a tombstone ends its stream here: what came before it is applied first
                 self._advance(batch, run)
                 run = []
-                self._end(batch, record)
+                self._end(batch, record, what.key)
         self._advance(batch, run)
         batch.tally.consumed.update(record.partition for record in records)
         batch.tally.bytes = sum(len(record.value or b"") for record in records)
@@ -252,12 +250,9 @@ class Pipeline:
             messages.append(self.encoder.message(record, observation, steps[n], flags, row, extra))
         return messages
 
-    def _end(self, batch: Batch, record: Record) -> None:
+    def _end(self, batch: Batch, record: Record, key: bytes) -> None:
         """Forget the stream that a tombstone names, and pass the tombstone on."""
-        if not record.key:
-            self._refuse(batch, record, Refused("no-key", "the message has neither a key nor a value"))
-            return
-        self.engine.drop([stream_key(record.partition, record.key)])
+        self.engine.drop([stream_key(record.partition, key)])
         if self._suppressed(batch, record):
             return
         batch.tally.tombstones += 1

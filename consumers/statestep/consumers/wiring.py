@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from statestep.consumers import files
 from statestep.consumers.broker import KafkaSink, KafkaSource
-from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES, Decoder, Encoder, Fields, parse_time
+from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES, Decoder, Encoder, Fields
 from statestep.consumers.config import Settings
 from statestep.consumers.http import HttpServer
 from statestep.consumers.kafka_client import prepare_topics
@@ -22,6 +22,7 @@ from statestep.consumers.metrics import Metrics
 from statestep.consumers.pipeline import Batch, Pipeline, Policy
 from statestep.consumers.ports import Sink, Source
 from statestep.consumers.service import Limits, Service, Summary, TimedModel
+from statestep.consumers.times import parse_time
 from statestep.runtime import Engine, StepModel
 
 log = logging.getLogger("statestep")
@@ -58,7 +59,6 @@ def build(
         Encoder(model.contract, model.fingerprint, source.topic),
         policy=policy,
         max_dead_letter_bytes=dead_letter_max_bytes,
-        keyed_by_field=fields.stream is not None,
     )
     return Service(
         source,
