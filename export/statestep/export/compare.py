@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,23 +13,34 @@ Array = np.ndarray[Any, Any]
 Outputs = dict[str, Array]  # by name, each [T, B, …]
 
 TOLERANCE = 1e-5  # standard deviations of the checked data
+ROUNDINGS = 2 * float(np.finfo(np.float32).eps)  # of a value; two computations of one number may be this far apart
 SCORE_TOLERANCE = 1e-3  # of the score, which squares a difference over a small spread
 
 
-def units(contract: Contract, x: Array) -> dict[str, Array]:
-    """What a difference is measured in, for each output that is in sensor units: x [T, B, F] → [K] by output.
+def units(contract: Contract, sequences: Sequence[Array], stepped: Sequence[Outputs]) -> dict[str, Array]:
+    """What a difference is measured in, for each output that is in sensor units: by output [K].
 
-    The spread of the data, but at least a few roundings of float32 at its level, which no computation can better.
+    The spread of the readings (`sequences`, each [T, B, F]) or that of the output, the larger, for drawn readings may
+    lie far from those that the model was trained on; but at least a few roundings of float32 at the readings' level:
+    no computation is finer.
     """
-    flat = x.reshape(-1, x.shape[-1]).astype(np.float64)
-    rounding = 2 * np.finfo(np.float32).eps * np.abs(flat).max(axis=0) / TOLERANCE
-    std = np.maximum(np.maximum(flat.std(axis=0), rounding), np.finfo(np.float32).tiny)  # [F]
+    readings = _flat(sequences)  # [rows, F]
+    rounding = ROUNDINGS * np.abs(readings).max(axis=0) / TOLERANCE
+    std = np.maximum(np.maximum(readings.std(axis=0), rounding), np.finfo(np.float32).tiny)  # [F]
     columns = {feature: column for column, feature in enumerate(contract.feature_names)}
     return {
-        output.name: std[[columns[feature] for feature in output.features]]
+        output.name: np.maximum(
+            std[[columns[feature] for feature in output.features]],
+            _flat([outputs[output.name] for outputs in stepped]).std(axis=0),
+        )
         for output in contract.outputs
         if output.features is not None and all(feature in columns for feature in output.features)
     }
+
+
+def _flat(sequences: Sequence[Array]) -> Array:
+    """Sequences [T, B, F], one below the other: float64 [rows, F]."""
+    return np.concatenate([x.reshape(-1, x.shape[-1]) for x in sequences]).astype(np.float64)
 
 
 def first_difference(
@@ -59,7 +70,7 @@ def _apart(name: str, value: Array, theirs: Array, unit: Mapping[str, Array] | N
         return np.zeros(value.shape, bool)  # a flag may tip where the number that it follows from only rounds
     gap = np.abs(value.astype(np.float64) - theirs)
     if name in unit:
-        return ~(gap <= TOLERANCE * unit[name])
+        return ~(gap <= TOLERANCE * unit[name] + ROUNDINGS * np.abs(theirs))
     return ~(gap <= SCORE_TOLERANCE * np.maximum(1.0, np.abs(theirs)))
 
 

@@ -24,6 +24,8 @@ from statestep.export.compare import TOLERANCE, Array, Outputs, first_difference
 from statestep.export.errors import DataError, first_line
 from statestep.runtime import Contract, Engine, ModelError, StepModel, session_options
 
+Units = Mapping[str, Array]
+
 SHAPES = ((1, 1), (2, 7), (200, 1), (64, 2), (48, 64))  # (T, B) of the drawn sequences
 COMPANY = (2, 3, 7, 16, 64, 257)  # batch sizes that must give the bits of batch 1
 COMPANY_STEPS = 6
@@ -107,12 +109,16 @@ def verify(
     given = _cut(streams, DATA_STEPS)
     sequences = [*drawn, *given]  # each [T, B, F]
     stepped = [_stepped(step, x) for x in sequences]
+    unit: list[Units] = []
+    for own in (slice(None, len(drawn)), slice(len(drawn), None)):
+        if sequences[own]:
+            unit += [units(step.contract, sequences[own], stepped[own])] * len(sequences[own])
     exact = not _has_plain_rnn(model)
     checks = [_finite(step.contract, stepped)]
     if sequence:
-        checks.append(_offline(step.contract, sequence_path(model), sequences, stepped, exact))
+        checks.append(_offline(step.contract, sequence_path(model), sequences, stepped, None if exact else unit))
     checks.append(_company(step, rng))
-    torch_check, parity = _torch(step.contract, Path(model), torch_model, sequences, stepped)
+    torch_check, parity = _torch(step.contract, Path(model), torch_model, sequences, stepped, unit)
     checks.append(torch_check)
     if window is not None:
         checks.append(_windowed(step, window, streams or {"drawn": _draw(step.contract, 2_000, 1, rng)[:, 0]}))
@@ -180,7 +186,11 @@ def _finite(contract: Contract, stepped: Sequence[Outputs]) -> Check:
 
 
 def _offline(
-    contract: Contract, path: Path, sequences: Sequence[Array], stepped: Sequence[Outputs], exact: bool
+    contract: Contract,
+    path: Path,
+    sequences: Sequence[Array],
+    stepped: Sequence[Outputs],
+    unit: Sequence[Units] | None,
 ) -> Check:
     name = "streaming = offline"
     if not path.exists():
@@ -194,12 +204,13 @@ def _offline(
     if absent:
         return Check(name, False, f"the sequence file {path.name!r} has no output {absent[0]!r}")
     entrance = session.get_inputs()[0].name
-    for x, outputs in zip(sequences, stepped, strict=True):
+    for which, (x, outputs) in enumerate(zip(sequences, stepped, strict=True)):
         whole = dict(zip(names, session.run(names, {entrance: x}), strict=True))
-        difference = first_difference(contract, outputs, whole, None if exact else units(contract, x))
+        difference = first_difference(contract, outputs, whole, None if unit is None else unit[which])
         if difference:
             return Check(name, False, f"{difference} (stepped, then as one sequence of {len(x)} × {x.shape[1]})")
-    how = "bit-equal" if exact else f"within {TOLERANCE:g} standard deviations, as ONNX's RNN rounds a single row apart"
+    rounding = f"within {TOLERANCE:g} standard deviations, as ONNX's RNN rounds a single row in its own way"
+    how = "bit-equal" if unit is None else rounding
     return Check(name, True, f"{how} over {sum(len(x) for x in sequences):,} timesteps, 1 to 64 streams")
 
 
@@ -248,6 +259,7 @@ def _torch(
     reference: Callable[[Array], Outputs] | None,
     sequences: Sequence[Array],
     stepped: Sequence[Outputs],
+    unit: Sequence[Units],
 ) -> tuple[Check, dict[str, float] | None]:
     name = "torch agrees"
     weights = path.with_suffix(".pt")
@@ -259,18 +271,18 @@ def _torch(
         from statestep.export.weights import load, reference_of
 
         reference = reference_of(load(weights))
+    prediction = _named(contract)
     steps, largest, relative = 0, 0.0, 0.0
-    for x, outputs in zip(sequences, stepped, strict=True):
+    for x, outputs, scale in zip(sequences, stepped, unit, strict=True):
         x = x[:TORCH_STEPS, :TORCH_STREAMS]
-        unit = units(contract, x)
         theirs = reference(x)
         ours = {key: value[: len(x), : x.shape[1]] for key, value in outputs.items() if key in theirs}
-        difference = first_difference(contract, ours, theirs, unit)
+        difference = first_difference(contract, ours, theirs, scale)
         if difference:
             return Check(name, False, f"{difference} (onnxruntime, then torch)"), None
-        gap = np.abs(ours["prediction"] - theirs["prediction"])  # [T, B, K]
+        gap = np.abs(ours[prediction] - theirs[prediction])  # [T, B, K]
         steps, largest = steps + len(x), max(largest, float(gap.max()))
-        relative = max(relative, float((gap / unit["prediction"]).max()))
+        relative = max(relative, float((gap / scale[prediction]).max()))
     detail = f"within {relative:.1g} standard deviations over {steps:,} timesteps"
     return Check(name, True, detail), {"steps": steps, "max_abs_difference": float(f"{largest:.2g}")}
 
@@ -280,19 +292,20 @@ def _windowed(model: StepModel, window: int, streams: Mapping[str, Array]) -> Ch
     name = f"windows of {window}"
     if window < 1:
         raise DataError(f"window is {window}, it must be 1 timestep or more")
+    prediction = _named(model.contract)
     usable = {key: x for key, x in streams.items() if len(x) > window}
     if not usable:
         longest = max((len(x) for x in streams.values()), default=0)
         return Check(name, None, f"not compared: the longest stream has {longest} rows")
     stride = max(sum(len(x) - window for x in usable.values()) // WINDOWS, 1)
     gaps = []
-    for x in usable.values():
-        streamed = _prediction(_stepped(model, x[:, None]), model.contract)[:, 0]  # [T, K]
+    whole = [_stepped(model, x[:, None]) for x in usable.values()]
+    unit = units(model.contract, [x[:, None] for x in usable.values()], whole)[prediction]  # [K]
+    for x, streamed in zip(usable.values(), whole, strict=True):
         ends = np.arange(window, len(x), stride)  # [n] the last row of each window; before `window` both are the same
         rows = x[ends[None] - window + 1 + np.arange(window)[:, None]]  # [window, n, F]
-        fresh = _prediction(_stepped(model, rows), model.contract)[-1]  # [n, K]
-        unit = units(model.contract, x[:, None])["prediction"]
-        gaps.append((fresh - streamed[ends]) / unit)
+        fresh = _stepped(model, rows)[prediction][-1]  # [n, K]
+        gaps.append((fresh - streamed[prediction][ends, 0]) / unit)
     gap = np.concatenate(gaps)  # [windows, K]
     rms = float(np.sqrt(np.mean(gap.astype(np.float64) ** 2)))
     return Check(
@@ -300,11 +313,12 @@ def _windowed(model: StepModel, window: int, streams: Mapping[str, Array]) -> Ch
     )
 
 
-def _prediction(outputs: Outputs, contract: Contract) -> Array:
+def _named(contract: Contract) -> str:
+    """The output that is the prediction of named features."""
     output = contract.output("prediction")
-    if output is None:
-        raise ModelError(f"model {contract.name!r} names no output as its prediction, there is nothing to compare")
-    return outputs[output.name]
+    if output is None or output.features is None:
+        raise ModelError(f"model {contract.name!r} names no output as its prediction of features: nothing to compare")
+    return output.name
 
 
 def _speed(model: StepModel, batch: int, rng: np.random.Generator) -> Speed:

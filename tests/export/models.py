@@ -1,0 +1,41 @@
+"""Small untrained stream models, from seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from statestep.export import Forecaster, ForecasterConfig, PerStreamScaling, PooledScaling, Scoring, StreamModel
+from statestep.export.scaling import Scaling
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+FEATURES = ("flow", "pressure", "speed")
+MEAN, STD, SPREAD = [10.0, -3.0, 500.0], [2.0, 0.5, 80.0], [0.4, 0.9]
+ALPHA, THRESHOLD = 0.1, 1.5
+MEMORY, WARM = 40, 5  # of per-stream scaling; small, so that short sequences outlast them
+
+Array = np.ndarray[Any, Any]
+
+
+def model(cell: str = "lstm", layers: int = 1, *, scale: str = "pooled", hidden: int = 8, seed: int = 0) -> StreamModel:
+    """Flow and speed forecast from flow, pressure and speed."""
+    config = ForecasterConfig(len(FEATURES), (0, 2), cell, hidden, layers)
+    scaling: Scaling = PerStreamScaling(len(FEATURES), MEMORY)
+    if scale == "pooled":
+        scaling = PooledScaling(torch.tensor(MEAN), torch.tensor(STD))
+    scoring = Scoring(torch.tensor(SPREAD), THRESHOLD, warm=1 if scale == "pooled" else WARM, alpha=ALPHA)
+    return StreamModel(Forecaster(config, seed=seed), scaling, scoring, features=FEATURES)
+
+
+def readings(steps: int, batch: int, seed: int = 0) -> Array:
+    """Raw readings of those features: float32 [T, B, F]."""
+    noise = np.random.default_rng(seed).standard_normal((steps, batch, len(FEATURES)))
+    return (np.array(MEAN) + np.array(STD) * noise).astype(np.float32)
+
+
+def machine_temperature() -> Array:
+    """The slice of the machine temperature series: float64 [600, 1]."""
+    return np.loadtxt(DATA / "machine_temperature.csv", delimiter=",", skiprows=1, usecols=1)[:, None]
