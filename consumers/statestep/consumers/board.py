@@ -5,12 +5,13 @@ Streams are never a metric's label, so this is where a person looks one up.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from statestep.consumers.codec import text
-from statestep.consumers.pipeline import Batch, split_key
+from statestep.consumers.pipeline import Array, Batch, split_key, stream_key
 from statestep.consumers.times import moment
 from statestep.runtime import NO_TIME, Engine
 
@@ -20,14 +21,12 @@ class Board:
 
     def __init__(self, engine: Engine):
         self._engine = engine
-        self._scores = np.zeros(0, np.float32)  # [rows of the table]
+        self._scores = np.empty(0, np.float32)  # [rows of the table], NaN where the model gives none
 
     def update(self, batch: Batch) -> None:
         """Note the scores of a batch; where a stream occurs again, the last one stays."""
-        rows = len(self._engine.table.column("step"))
-        if rows > len(self._scores):
-            self._scores = np.concatenate([self._scores, np.zeros(rows - len(self._scores), np.float32)])
-        for slots, scores in zip(batch.slots, batch.columns.get("score", []), strict=False):
+        for slots, scores in batch.scores:
+            self._fit()
             self._scores[slots] = scores
 
     def highest(self, count: int) -> list[dict[str, Any]]:
@@ -42,32 +41,36 @@ class Board:
         known = times != NO_TIME
         return self._rows([k for k, yes in zip(keys, known, strict=True) if yes], slots[known], times[known], count)
 
-    def show(self, key: bytes) -> list[dict[str, Any]]:
-        """The stream called `key`, once for each partition that it came on."""
-        keys, slots = self._live()
-        places = [i for i, stream in enumerate(keys) if split_key(stream)[1] == key]
-        return [self._row(keys[i], int(slots[i])) for i in places]
+    def show(self, key: bytes, partitions: Iterable[int]) -> list[dict[str, Any]]:
+        """The stream called `key`, once for each of `partitions` that it came on."""
+        self._fit()
+        table = self._engine.table
+        streams = [stream for p in partitions if (stream := stream_key(p, key)) in table]
+        return [self._row(stream, int(slot)) for stream, slot in zip(streams, table.slots(streams), strict=True)]
 
-    def _live(self) -> tuple[list[bytes], np.ndarray[Any, np.dtype[np.int64]]]:
+    def _live(self) -> tuple[list[bytes], Array]:
+        self._fit()
         keys = self._engine.keys()
-        slots = self._engine.table.slots(keys)  # [streams]
-        if len(self._scores) < (rows := len(self._engine.table.column("step"))):
-            self._scores = np.concatenate([self._scores, np.zeros(rows - len(self._scores), np.float32)])
-        return keys, slots
+        return keys, self._engine.table.slots(keys)  # [streams]
 
-    def _rows(
-        self, keys: list[bytes], slots: np.ndarray[Any, Any], order: np.ndarray[Any, Any], count: int
-    ) -> list[dict[str, Any]]:
+    def _fit(self) -> None:
+        """Grow with the table."""
+        more = len(self._engine.table.column("step")) - len(self._scores)
+        if more > 0:
+            self._scores = np.concatenate([self._scores, np.full(more, np.nan, np.float32)])
+
+    def _rows(self, keys: list[bytes], slots: Array, order: Array, count: int) -> list[dict[str, Any]]:
         best = np.argsort(order, kind="stable")[:count].tolist()
         return [self._row(keys[i], int(slots[i])) for i in best]
 
     def _row(self, stream: bytes, slot: int) -> dict[str, Any]:
         partition, key = split_key(stream)
         when = moment(int(self._engine.table.column("time")[slot]))
+        score = float(self._scores[slot])
         return {
             "stream": text(key),
             "partition": partition,
             "step": int(self._engine.table.column("step")[slot]),
             "ts": None if when is None else when.isoformat().replace("+00:00", "Z"),
-            "score": float(self._scores[slot]),
+            "score": None if np.isnan(score) else score,
         }

@@ -113,7 +113,9 @@ class Metrics:
             "restores_truncated", "Restores whose history was deleted in part: states may differ.", "topic"
         ).labels(topic)
         self.last_poll = gauge("last_poll_timestamp_seconds", "When the input was last asked.")
-        self.last_record = gauge("last_record_timestamp_seconds", "Greatest event time applied.", "topic").labels(topic)
+        self.last_record = gauge(
+            "last_record_timestamp_seconds", "Greatest event time of the last batch.", "topic"
+        ).labels(topic)
 
         self.latency = histogram(
             "end_to_end_latency_seconds", "Event time to acknowledged output.", SECONDS_COARSE, "topic", topic

@@ -83,7 +83,7 @@ class Batch:
     progress: dict[int, Progress]
     tally: Tally
     # For metrics and for the page of streams: an array for each call of the engine.
-    slots: list[Array] = field(default_factory=list)
+    scores: list[tuple[Array, Array]] = field(default_factory=list)  # (slots, scores) of what was applied, replays too
     columns: dict[str, list[Array]] = field(default_factory=dict)  # by role
     event_times: list[Array] = field(default_factory=list)
     abs_errors: list[Array] = field(default_factory=list)
@@ -95,7 +95,7 @@ class Batch:
     @property
     def errors(self) -> Array:
         """|seen − expected| of every forecast feature of every answered row that had a forecast."""
-        return np.concatenate(self.abs_errors or [np.empty(0, np.float32)])
+        return np.concatenate(self.abs_errors or [np.empty(0)])
 
 
 def stream_key(partition: int, key: bytes) -> bytes:
@@ -202,6 +202,8 @@ class Pipeline:
         batch.tally.waves.append(out.waves)
         batch.tally.rows.append(len(run))
         resume = {partition: progress.resume for partition, progress in batch.progress.items()}
+        if (scores := out.role("score")) is not None:
+            batch.scores.append((out.slots[~out.rejected], scores[~out.rejected]))
         live = np.fromiter((row.record.offset >= resume[row.record.partition] for row in run), bool, len(run))  # [N]
         batch.tally.replayed += len(run) - int(live.sum())
         for i in np.flatnonzero(out.rejected & live).tolist():
@@ -217,13 +219,14 @@ class Pipeline:
         batch.tally.predicted += len(rows)
         batch.tally.out_of_order += int(late.sum())
         batch.tally.gaps += int(gap.sum())
-        batch.slots.append(out.slots[kept])
         batch.event_times.append(times[kept])
         for name, role in self._roles.items():
             batch.columns.setdefault(role, []).append(out[name][kept])
         if (expected := out.role("expected")) is not None:
             later = out.step[kept] > 1  # at its first step a stream had no forecast
-            batch.abs_errors.append(np.abs(x[:, self._forecast] - expected[kept])[later].ravel())
+            # In float64, since the difference of two float32 can overflow. A missing value has no error.
+            errors = np.abs(x[later][:, self._forecast].astype(np.float64) - expected[kept][later])
+            batch.abs_errors.append(errors[np.isfinite(errors)])
 
     def _judge_times(self, times: Array, previous: Array) -> tuple[Array, Array]:
         """bool [n] each: older than what its stream has seen; more than 1.5 periods after it."""

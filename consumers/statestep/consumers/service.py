@@ -114,7 +114,7 @@ class Service:
     def run(self, stopping: Callable[[], bool] = lambda: False) -> Summary:
         """Serve until `stopping` or until the source is exhausted; what was taken by then is finished and committed.
 
-        Any exception leaves offsets where they were committed last: a new run goes on from there.
+        Any exception leaves offsets where they were committed last: a new `Service` goes on from there.
         """
         self._metrics.up.state("running")
         try:
@@ -137,6 +137,8 @@ class Service:
             raise
 
     def _patience(self) -> float:
+        if not self._buffer:
+            return POLL_SECONDS
         return min(max(self._due_at - time.monotonic(), 0.0), POLL_SECONDS)
 
     def _take(self, timeout_s: float) -> None:
@@ -212,12 +214,12 @@ class Service:
         5. call the new states the streams' own.
         """
         records, self._buffer = self._buffer, []
-        self._due_at = float("inf")
         with self._timed("decode"):
             decoded = self._pipeline.decode(records)
         # Step 1.
         with self._lock, self._timed("advance"):
             batch = self._pipeline.advance(records, decoded, self._progress)
+            self._board.update(batch)
         with self._timed("encode"):
             messages = self._pipeline.encode(batch)
         # Steps 2 and 3.
@@ -232,7 +234,6 @@ class Service:
         with self._lock:
             self._engine.commit()
             self._progress = batch.progress
-            self._board.update(batch)
         self._count(batch)
         if self._on_batch is not None:
             self._on_batch(batch)
@@ -284,7 +285,8 @@ class Service:
         times = np.concatenate(batch.event_times) if batch.event_times else np.empty(0, np.int64)
         times = times[times != NO_TIME]
         if times.size:
-            metrics.latency.observe(time.time() - times / 1e9, metrics.topic)
+            # Clocks differ, and a sum that falls is taken for a restart.
+            metrics.latency.observe(np.maximum(time.time() - times / 1e9, 0.0), metrics.topic)
             metrics.last_record.set(float(times.max()) / 1e9)
         total = self.summary
         total.consumed += sum(tally.consumed.values())
@@ -343,4 +345,4 @@ class Service:
 
     def _stream(self, key: bytes) -> list[dict[str, Any]]:
         with self._lock:
-            return self._board.show(key)
+            return self._board.show(key, sorted(self._progress))
