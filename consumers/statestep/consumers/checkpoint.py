@@ -10,6 +10,7 @@ The functions here are pure: what was found goes in, what to do comes out.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import msgspec
 
@@ -22,7 +23,7 @@ class Note(msgspec.Struct, frozen=True, omit_defaults=True):
     first: int  # the first offset ever applied in this partition
     partitions: int  # how many the topic had: with another number keys go elsewhere
     model: str = ""  # the beginning of the model's fingerprint
-    v: int = 1
+    v: Literal[1] = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +95,14 @@ def restore(
         known = msgspec.json.decode(committed.metadata, type=Note)
     except msgspec.DecodeError:
         start = committed.offset
-        warning = f"the committed offset {start} was set by another tool: its streams start anew there"
+        warning = f"the committed offset {start} was set by another tool or release: its streams start anew there"
         return Restore(Progress(start, start, start), commit=True, truncated=False, warning=warning)
     if known.partitions != partitions:
         raise PartitionsChanged(
             f"the input had {known.partitions} partitions when its streams began and has {partitions} now, so their "
             "keys have moved away from their states; a new --app-id begins anew"
         )
-    begin = max(known.first, low)
+    begin = min(max(known.first, low), committed.offset)  # a tool may have turned the offset back, keeping the note
     warnings = []
     if begin > known.first:
         warnings.append(
@@ -110,5 +111,5 @@ def restore(
         )
     if known.model and not fingerprint.startswith(known.model):
         warnings.append(f"history was applied by model {known.model}, it is now replayed by {fingerprint[:12]}")
-    progress = Progress(begin, committed.offset, min(begin, committed.offset))
+    progress = Progress(begin, committed.offset, begin)
     return Restore(progress, commit=False, truncated=begin > known.first, warning="; ".join(warnings) or None)

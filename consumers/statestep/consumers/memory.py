@@ -1,8 +1,8 @@
 """A topic, its group and its sink in memory: what the demo runs on, what tests script, what an embedder can try.
 
 It keeps the words of `ports` and passes the same conformance suite as Kafka. Faults are scripted by hand:
-`MemorySource.assign` and `revoke` move partitions, `MemorySink.fail_next` loses an acknowledgement,
-`MemoryBroker.delete_before` is retention.
+`MemorySource.assign` and `revoke` move partitions, `MemorySource.refuse_next` is a group that has moved on,
+`MemorySink.fail_next` loses acknowledgements, `MemoryBroker.delete_before` is retention.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 
-from statestep.consumers.ports import BrokerError, Change, Committed, Headers, Message, Polled, Record
+from statestep.consumers.ports import BrokerError, Change, CommitRefused, Committed, Headers, Message, Polled, Record
 
 
 class MemoryBroker:
@@ -68,6 +68,7 @@ class MemorySource:
         chosen = range(len(broker.log)) if partitions is None else partitions
         self._changes = [Change("assigned", tuple(chosen))]
         self._position: dict[int, int | None] = {}
+        self._refusals = 0
         self._feed = feed
         self._fed = feed is None
 
@@ -89,10 +90,17 @@ class MemorySource:
         """Take partitions away at the next poll."""
         self._changes.append(Change("lost" if lost else "revoked", partitions))
 
+    def refuse_next(self, commits: int = 1) -> None:
+        """Let the next commits be refused: nothing of what they hold is kept."""
+        self._refusals += commits
+
     def poll(self, timeout_s: float, max_records: int) -> Polled:
         """Give what is there, without waiting."""
         if not self._fed and self._feed is not None:
             self._fed = not self._feed()
+        for partition, position in self._position.items():
+            if position is not None and position < self.broker.first_kept[partition]:  # retention was quicker
+                self._changes += [Change("lost", (partition,)), Change("assigned", (partition,))]
         changes, self._changes = self._changes, []
         for change in changes:
             for partition in change.partitions:
@@ -122,13 +130,18 @@ class MemorySource:
         return next((record.offset for record in log if record.timestamp_ms >= time_ms), len(log))
 
     def seek(self, partition: int, offset: int) -> None:
-        """Go on reading at `offset`."""
+        """Go on reading at `offset`; of a partition that was taken away meanwhile nothing is read."""
+        if partition not in self._position:
+            return
         if not self.broker.first_kept[partition] <= offset <= len(self.broker.log[partition]):
             raise BrokerError(f"offset {offset} of partition {partition} is not kept")
         self._position[partition] = offset
 
     def commit(self, offsets: Mapping[int, Committed]) -> None:
         """Keep `offsets` in the broker."""
+        if self._refusals:
+            self._refusals -= 1
+            raise CommitRefused("the group has moved on")
         self.broker.offsets.update(offsets)
 
     def high_watermarks(self) -> Mapping[int, int]:
