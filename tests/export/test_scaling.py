@@ -46,6 +46,17 @@ def test_a_stream_that_never_moves_stays_finite_and_then_is_far_out() -> None:
     np.testing.assert_allclose(scaled.z[400, 0].numpy(), 20.0, rtol=0.01)
 
 
+def test_a_variance_decays_to_zero_and_not_to_denormals() -> None:
+    """After one jump and a long rest the remembered variance is exactly 0, never a denormal number on the way."""
+    scaling, x = PerStreamScaling(1, memory=4), torch.ones(600, 1, 1)
+    x[0] = 0.0
+    states = tuple(torch.zeros(1, 1) for _ in scaling.states)
+    for row in x:
+        _, states = scaling.step(row, states)
+        assert states[3] == 0 or states[3] > 1e-37
+    assert states[3] == 0
+
+
 @pytest.mark.parametrize("scaling", [PooledScaling(torch.zeros(1), torch.full((1,), 1e-3)), PerStreamScaling(1)])
 def test_absurd_readings_stay_finite(scaling: PooledScaling | PerStreamScaling) -> None:
     """Readings near the ends of float32 give finite numbers in every place."""
