@@ -269,9 +269,7 @@ def test_without_a_period_there_are_no_gaps() -> None:
 
 def test_extreme_times_are_judged_without_overflow() -> None:
     """From the first nanosecond that can be told to the last is a gap, and back is late."""
-    _, messages = apply(
-        pipeline(), log(*(reading(1, ts=ts) for ts in (-9_223_372_036, 9_223_372_036, -9_223_372_036)))
-    )
+    _, messages = apply(pipeline(), log(*(reading(1, ts=ts) for ts in (-9_223_372_036, 9_223_372_036, -9_223_372_036))))
     assert [d["flags"] for d in documents(messages)] == [[], ["gap"], ["out_of_order"]]
     assert documents(messages)[0]["ts"] == "1677-09-21T00:12:44Z"
 
