@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +106,27 @@ def test_history_that_retention_deleted_is_a_warning(world: World) -> None:
     for stream, row in last.items():
         found = [o["prediction"] for o in outputs if o["stream"] == stream.decode()][-1]
         np.testing.assert_array_equal(np.array(list(found.values()), np.float32), expected[row])  # type: ignore[attr-defined]
+
+
+def test_history_deleted_under_a_running_service_is_a_warning(world: World) -> None:
+    """What retention took before it was read is lost and counted; the streams start anew at the oldest record kept."""
+    world.produce(200)
+    with world.service() as service:
+        world.read_all()
+        service.wait_until_ready()
+        service.process.send_signal(signal.SIGSTOP)
+        world.produce(200)
+        with KafkaAdminClient(bootstrap_servers=world.bootstrap_servers) as admin:
+            admin.delete_records({TopicPartition(world.name, 0): 150, TopicPartition(world.name, 1): 150})
+        service.process.send_signal(signal.SIGCONT)
+        reader = TopicReader(world.bootstrap_servers, f"{world.name}-out")
+        records = reader.read_until(lambda found: len(found) >= 300, "the outputs of what was kept")
+        reader.close()
+        truncated = f'statestep_restores_truncated_total{{topic="{world.name}"}}'
+        wait_until(lambda: service.metric(truncated) == 2, "both restores to be counted")
+        assert "what was deleted unread is lost" in service.log
+        service.terminate()
+    world.check([json.loads(record.value) for record in records[200:]], begin=300)
 
 
 def test_offsets_set_by_another_tool_begin_a_new_history(world: World) -> None:
