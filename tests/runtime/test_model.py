@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -233,3 +234,9 @@ def test_a_rows_bits_do_not_depend_on_its_batch() -> None:
         alone, next_alone = model.step(x[row : row + 1], [v[row : row + 1] for v in states])
         assert all(alone[name][0].tobytes() == value[row].tobytes() for name, value in outputs.items())
         assert all(a[0].tobytes() == v[row].tobytes() for a, v in zip(next_alone, following, strict=True))
+
+
+def test_two_models_of_one_file_have_one_fingerprint() -> None:
+    """The fingerprint is the SHA-256 of the bytes, and nothing else."""
+    data = detector()
+    assert StepModel(data).fingerprint == StepModel(data, name="other").fingerprint == hashlib.sha256(data).hexdigest()

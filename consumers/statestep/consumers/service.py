@@ -129,6 +129,7 @@ class Service:
                 full = len(self._buffer) >= self._limits.batch_records
                 if self._buffer and (last or full or time.monotonic() >= self._due_at):
                     self._turn()
+                self._report_lag()
                 if last and not self._buffer:
                     return self.summary
         except BaseException:
@@ -157,7 +158,6 @@ class Service:
         if records and not self._buffer:
             self._due_at = time.monotonic() + self._limits.commit_interval_s
         self._buffer += records
-        self._report_lag()
 
     def _follow(self, change: Change) -> None:
         """Take over or let go of partitions. Nothing is uncommitted here, so letting go is forgetting."""
