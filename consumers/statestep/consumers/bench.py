@@ -27,8 +27,8 @@ Array = np.ndarray[Any, Any]
 SIZES = ((8, 64, 1), (25, 128, 2))  # features, hidden units, layers
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 STREAMS = (2_000, 10_000, 100_000)
-REPEATS = 7  # rounds, raw and engine in turn; the quickest of each counts, as the least disturbed
-ROUND_SECONDS = 0.15
+REPEATS = 15  # rounds, raw and engine in turn; the quickest of each counts, as the least disturbed
+ROUND_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,13 +75,11 @@ class StateTable:
 
     def admit(self, keys: Sequence[bytes]) -> Slots:
         """The slot of each key; a new one gets a row with the initial values. May raise `CapacityError`."""
-        slots = self.slots(keys)  # [N]
-        absent = np.flatnonzero(slots < 0)  # [new]
-        if absent.size:
-            born = dict.fromkeys(keys[i] for i in absent.tolist())
-            self._create(list(born))
-            slots[absent] = self.slots([keys[i] for i in absent.tolist()])
-        return slots
+        try:
+            return np.fromiter(map(self._index.__getitem__, keys), np.int64, len(keys))  # [N]
+        except KeyError:  # the rare case: looking for it first would cost every call
+            self._create([key for key in dict.fromkeys(keys) if key not in self._index])
+            return self.slots(keys)
 
     def gather(self, slots: Slots) -> list[Array]:
         """A copy of the rows at `slots`: one array [n, *shape] for each column."""
