@@ -25,7 +25,7 @@ import onnxruntime as ort
 import torch
 from kafka import KafkaAdminClient, KafkaProducer
 
-from statestep.consumers.files import columns, load_streams
+from statestep.consumers.tables import columns, load_streams
 from statestep.export import (
     Forecaster,
     ForecasterConfig,

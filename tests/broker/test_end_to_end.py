@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
-from statestep.consumers.files import load_streams
+from statestep.consumers.tables import load_streams
 
 from . import scenario
 

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from statestep.consumers import config, files, show, wiring
+from statestep.consumers import config, show, tables, wiring
 from statestep.consumers.config import ConfigError
-from statestep.consumers.files import FileError
+from statestep.consumers.tables import FileError
 from statestep.consumers.terminal import counting, err, log_to_stderr, out, told, training
 from statestep.runtime import StepModel
 
@@ -70,7 +70,7 @@ def fit(
     from statestep.export.plots import plot_forecast, plot_loss
 
     columns = _names(features)
-    streams, period = files.load_streams(data, columns, key=key, time=time)
+    streams, period = tables.load_streams(data, columns, key=key, time=time)
     with training(epochs) as on_epoch:
         fitted = train(
             streams,
@@ -132,7 +132,7 @@ def export(
     from statestep.export.lift import lift
 
     columns = _names(features)
-    streams, period = files.load_streams(data, columns, key=key, time=time) if data else (None, None)
+    streams, period = tables.load_streams(data, columns, key=key, time=time) if data else (None, None)
     module = load_module(factory)
     load_weights(module, weights)
     with err.status("writing and proving"):
@@ -193,7 +193,7 @@ def verify(
     streams = None
     if data is not None:
         features = StepModel.load(model).contract.feature_names
-        streams, _ = files.load_streams(data, features, key=key)
+        streams, _ = tables.load_streams(data, features, key=key)
     with err.status("stepping"):
         report = prove(model, streams, window=window, sequence=sequence, seed=seed)
     show.report(report, out)

@@ -13,10 +13,10 @@ from kafka import KafkaAdminClient
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from statestep.consumers.broker import KafkaSink
-from statestep.consumers.files import FileError
 from statestep.consumers.fleet import IDLE_SECONDS, SENSORS, START_NS, play, simulate
 from statestep.consumers.kafka_client import Properties, connect, fail
 from statestep.consumers.ports import Message, Sink
+from statestep.consumers.tables import FileError
 
 CLIENT_ID = "statestep-fleet"
 RUN_DAYS = 30  # of one simulation; an endless fleet is one after the other

@@ -16,10 +16,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from statestep.consumers.checkpoint import PartitionsChanged
 from statestep.consumers.config import ConfigError
-from statestep.consumers.files import FileError
 from statestep.consumers.http import PortInUse
 from statestep.consumers.pipeline import BadMessage
 from statestep.consumers.ports import BrokerError
+from statestep.consumers.tables import FileError
 from statestep.runtime import CapacityError, ModelError
 
 out = Console()

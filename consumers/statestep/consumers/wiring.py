@@ -12,10 +12,11 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from statestep.consumers import files
+from statestep.consumers import tables
 from statestep.consumers.broker import KafkaSink, KafkaSource
 from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES, Decoder, Encoder, Fields
 from statestep.consumers.config import Settings
+from statestep.consumers.files import FileSink, FileSource
 from statestep.consumers.http import HttpServer
 from statestep.consumers.kafka_client import prepare_topics
 from statestep.consumers.metrics import Metrics
@@ -133,15 +134,19 @@ def replay(
     stopping: Callable[[], bool] = lambda: False,
     on_batch: Callable[[Batch], None] | None = None,
 ) -> Summary:
-    """History through the same service, no broker. Raises `files.FileError` for what a file cannot give."""
-    files.expect_columns(data, [*model.contract.feature_names, *([key] if key else [])])
-    source = files.FileSource(data, text_columns=[time, *([key] if key else [])])
-    sink = files.FileSink(out, dead_letters or dead_letter_path(out))
+    """History through the same service, no broker. Raises `tables.FileError` for what a file cannot give."""
+    fields = Fields(time, key)
+    dead_letters = dead_letters or dead_letter_path(out)
+    named = [key] if key else []
+    tables.expect_columns(data, [*model.contract.feature_names, *named, *([time] if time != Fields().time else [])])
+    _expect_apart(data, out, dead_letters)
+    source = FileSource(data, text_columns=[time, *named])
+    sink = FileSink(out, dead_letters)
     service = build(
         model,
         source,
         sink,
-        fields=Fields(time, key),
+        fields=fields,
         policy=policy,
         max_streams=max_streams,
         limits=Limits(commit_interval_s=0.0),
@@ -160,7 +165,17 @@ def dead_letter_path(out: str) -> str:
     >>> dead_letter_path("predictions.jsonl")
     'predictions.dead-letters.jsonl'
     """
-    return "dead-letters.jsonl" if out == "-" else str(Path(out).with_name(f"{files.stem(out)}.dead-letters.jsonl"))
+    return "dead-letters.jsonl" if out == "-" else str(Path(out).with_name(f"{tables.stem(out)}.dead-letters.jsonl"))
+
+
+def _expect_apart(*paths: str) -> None:
+    """Refuse to write over what is read, or two things into one file."""
+    places = [Path(path).resolve() for path in paths if path != "-"]
+    for place in places:
+        if places.count(place) > 1:
+            raise tables.FileError(
+                f"{place}: would be written over; data, predictions and dead letters need a file each"
+            )
 
 
 def stop_on_signals() -> threading.Event:
