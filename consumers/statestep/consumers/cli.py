@@ -10,12 +10,13 @@ import json
 import logging
 import time as clock
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from statestep.consumers import config, show, tables, wiring
 from statestep.consumers.config import ConfigError
+from statestep.consumers.pipeline import Policy
 from statestep.consumers.tables import FileError
 from statestep.consumers.terminal import counting, err, log_to_stderr, out, told, training
 from statestep.runtime import StepModel
@@ -49,15 +50,19 @@ def fit(
     targets: Annotated[str | None, typer.Option(help="Columns to forecast; all features by default.")] = None,
     key: Key = None,
     time: Annotated[str | None, typer.Option(help="The column that holds the time; tells the period.")] = None,
-    cell: Annotated[str, typer.Option(help="lstm, gru or rnn.")] = "lstm",
-    hidden: Annotated[int, typer.Option(help="Hidden units of a layer.")] = 64,
-    layers: Annotated[int, typer.Option(help="Layers.")] = 1,
-    dropout: Annotated[float, typer.Option(help="Dropout between layers.")] = 0.0,
-    scale: Annotated[str, typer.Option(help="pooled, or per-stream where streams differ in level.")] = "pooled",
-    epochs: Annotated[int, typer.Option(help="Epochs at most.")] = 40,
-    learning_rate: Annotated[float, typer.Option(help="Step size of Adam.")] = 5e-3,
-    patience: Annotated[int, typer.Option(help="Epochs without a better one before training ends.")] = 8,
-    validation: Annotated[float, typer.Option(help="Share of each stream's rows kept for validation.")] = 0.2,
+    cell: Annotated[Literal["lstm", "gru", "rnn"], typer.Option(help="The recurrent cell.")] = "lstm",
+    hidden: Annotated[int, typer.Option(min=1, help="Hidden units of a layer.")] = 64,
+    layers: Annotated[int, typer.Option(min=1, help="Layers.")] = 1,
+    dropout: Annotated[float, typer.Option(min=0, max=0.9, help="Dropout between layers.")] = 0.0,
+    scale: Annotated[
+        Literal["pooled", "per-stream"], typer.Option(help="per-stream where streams differ in level and spread.")
+    ] = "pooled",
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs at most.")] = 40,
+    learning_rate: Annotated[float, typer.Option(min=1e-9, help="Step size of Adam.")] = 5e-3,
+    patience: Annotated[int, typer.Option(min=1, help="Epochs without a better one before training ends.")] = 8,
+    validation: Annotated[
+        float, typer.Option(min=0.01, max=0.9, help="Share of each stream's rows kept for validation.")
+    ] = 0.2,
     seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
     name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
     model_version: Annotated[str, typer.Option(help="The model's version.")] = "1",
@@ -69,6 +74,7 @@ def fit(
     from statestep.export.fit import fit as train
     from statestep.export.plots import plot_forecast, plot_loss
 
+    _ends_in_onnx(out_path)
     columns = _names(features)
     streams, period = tables.load_streams(data, columns, key=key, time=time)
     with training(epochs) as on_epoch:
@@ -117,7 +123,9 @@ def export(
     features: Annotated[str, typer.Option(help="What the columns of its input are, separated by commas.")],
     targets: Annotated[str | None, typer.Option(help="What it forecasts; all features by default.")] = None,
     scaler: Annotated[Path | None, typer.Option(help='JSON: {"mean": {feature: value}, "std": {…}}.')] = None,
-    output: Annotated[str, typer.Option(help="Whether it forecasts scaled or raw values.")] = "scaled",
+    output: Annotated[
+        Literal["scaled", "raw"], typer.Option(help="Whether it forecasts standardised values or the sensor's own.")
+    ] = "scaled",
     batch_first: Annotated[bool | None, typer.Option(help="Input as [B, T, F]; told from its layers.")] = None,
     data: Annotated[str | None, typer.Option(help="Readings that calibrate the anomaly score.")] = None,
     key: Key = None,
@@ -131,6 +139,7 @@ def export(
     from statestep.export import export_step, load_module, load_weights, read_scaler
     from statestep.export.lift import lift
 
+    _ends_in_onnx(out_path)
     columns = _names(features)
     streams, period = tables.load_streams(data, columns, key=key, time=time) if data else (None, None)
     module = load_module(factory)
@@ -212,13 +221,11 @@ def replay(
     key: Key = None,
     time: Time = "ts",
     dead_letters: Annotated[str | None, typer.Option(help="Refused records; beside the output by default.")] = None,
-    on_bad_message: Annotated[str, typer.Option(help="dead-letter, skip or fail.")] = "dead-letter",
+    on_bad_message: Annotated[Policy, typer.Option(help="What happens to a refused record.")] = "dead-letter",
     max_streams: Annotated[int, typer.Option(min=1, help="Streams remembered at most.")] = 1_000_000,
     debug: Debug = False,
 ) -> None:
     """Run history through the same service that runs behind Kafka, without a broker."""
-    if on_bad_message not in ("dead-letter", "skip", "fail"):
-        raise ConfigError(f"--on-bad-message is {on_bad_message!r}: it must be dead-letter, skip or fail")
     log_to_stderr("warning")
     stop = wiring.stop_on_signals()
     began = clock.monotonic()
@@ -231,7 +238,7 @@ def replay(
             key=key,
             time=time,
             dead_letters=dead_letters,
-            policy=on_bad_message,  # type: ignore[arg-type]  # checked above
+            policy=on_bad_message,
             max_streams=max_streams,
             stopping=stop.is_set,
             on_batch=lambda batch: progress.advance(task, sum(batch.tally.consumed.values())),
@@ -372,3 +379,9 @@ def _pair(item: str) -> tuple[str, str]:
     if not equals:
         raise ConfigError(f"--kafka is {item!r}: it must be name=value")
     return name, value
+
+
+def _ends_in_onnx(path: Path) -> None:
+    """Told before an hour of training, not after it."""
+    if path.suffix != ".onnx":
+        raise ConfigError(f"--out is {str(path)!r}: its name must end in .onnx")

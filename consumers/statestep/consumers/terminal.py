@@ -87,10 +87,8 @@ def _escaped(error: Exception) -> str:
 
 def counting() -> Progress:
     """A line that counts records while nobody knows how many there will be."""
-    return Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}"),
-        console=err, transient=True,
-    )  # fmt: skip
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,.0f}")
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
 def log_to_stderr(level: str) -> None:
