@@ -138,6 +138,7 @@ def test_another_version_is_refused(version: Any) -> None:
         ('{"name": "m", "features": 3, "states": [], "outputs": []}', "cannot be read"),
         ('{"name": "m", "features": ["a"], "states": [], "outputs": []}', "cannot be read|lacks"),
         ('{"name": "m", "features": null, "states": [], "outputs": []}', "cannot be read"),
+        (smoother_contract().to_json()[:-1] + ',"parity":5}', "cannot be read"),
     ],
 )
 def test_a_document_that_is_none_is_refused(text: str, sentence: str) -> None:
@@ -159,6 +160,7 @@ SENSELESS: list[tuple[dict[str, Any], str]] = [
     ({"missing": ["reject"]}, "missing is"),
     ({"horizon": 0}, "horizon is 0, it must be a number above 0"),
     ({"horizon": 1.5}, "horizon is 1.5"),
+    ({"parity": {"steps": 3}}, r"parity is {'steps': 3}, it must have steps and max_abs_difference"),
     ({"period_seconds": 0}, "period_seconds is 0"),
     ({"period_seconds": -60.0}, "period_seconds is -60.0"),
     ({"period_seconds": "60"}, "period_seconds is '60'"),

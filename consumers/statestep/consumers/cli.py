@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 
 from statestep.consumers import config, show, tables, wiring
 from statestep.consumers.config import ConfigError
@@ -245,7 +246,7 @@ def replay(
         )
     show.summary(done, clock.monotonic() - began, err)
     if done.refused and on_bad_message == "dead-letter":
-        err.print(f"they are in {dead_letters or wiring.dead_letter_path(out_path)}")
+        err.print(f"they are in {escape(dead_letters or wiring.dead_letter_path(out_path))}", soft_wrap=True)
     if done.refused and not done.predicted:
         raise FileError(f"{data}: not one of {done.consumed:,} records could be applied")
 

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES
 from statestep.consumers.http import DEFAULT_PORT
@@ -22,7 +29,8 @@ from statestep.consumers.kafka_client import client_properties
 from statestep.consumers.times import parse_time
 
 PREFIX = "STATESTEP_"
-NOT_SETTINGS = ("STATESTEP_TEST_", "STATESTEP_CONFIG")  # the test suite's own, and where the file is
+CONFIG = "STATESTEP_CONFIG"  # where the file is
+TESTS = "STATESTEP_TEST_"  # the test suite's own
 TOPIC = r"^[A-Za-z0-9._-]{1,249}$"  # what a broker accepts as a topic's name
 
 
@@ -42,7 +50,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     model: Path = Field(description="The step model, an .onnx file.")
-    bootstrap_servers: str = Field(description="Kafka brokers, host:port separated by commas.")
+    bootstrap_servers: str = Field(min_length=1, description="Kafka brokers, host:port separated by commas.")
     input: str = Field(pattern=TOPIC, description="The topic to read.")
     output: str = Field(pattern=TOPIC, description="The topic to write predictions to.")
     app_id: str = Field(
@@ -79,7 +87,8 @@ class Settings(BaseSettings):
         """What the Kafka clients are set up with. Raises `ConfigError`."""
         given = {} if self.client_properties is None else _properties_file(self.client_properties)
         try:
-            return client_properties(given | self.kafka) | {"bootstrap_servers": self.bootstrap_servers.split(",")}
+            servers = [server.strip() for server in self.bootstrap_servers.split(",")]
+            return client_properties(given | self.kafka) | {"bootstrap_servers": servers}
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
@@ -89,15 +98,15 @@ def load(path: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str]
 
     Raises `ConfigError` for the first thing that is unknown, missing or wrong.
     """
-    environ = os.environ if environ is None else environ
+    variables = {name.upper(): value for name, value in (os.environ if environ is None else environ).items()}
     given = {name: value for name, value in flags.items() if value is not None}
-    _refuse_unknown(environ)
-    named = environ.get(f"{PREFIX}CONFIG")
+    _refuse_unknown(variables)
+    named = variables.get(CONFIG)
     path = path or (Path(named) if named else None)
     if path is not None:
         _refuse_unreadable(path)
-    if "KAFKA_BOOTSTRAP_SERVERS" in environ and f"{PREFIX}BOOTSTRAP_SERVERS" not in environ:
-        given.setdefault("bootstrap_servers", environ["KAFKA_BOOTSTRAP_SERVERS"])
+    if "KAFKA_BOOTSTRAP_SERVERS" in variables and f"{PREFIX}BOOTSTRAP_SERVERS" not in variables:
+        given.setdefault("bootstrap_servers", variables["KAFKA_BOOTSTRAP_SERVERS"])
 
     class Loaded(Settings):
         @classmethod
@@ -109,13 +118,21 @@ def load(path: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str]
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
+            assert isinstance(env_settings, EnvSettingsSource)
+            env_settings.env_vars = {name.lower(): value for name, value in variables.items()}
             file = () if path is None else (TomlConfigSettingsSource(settings_cls, path),)
             return init_settings, env_settings, *file
 
     try:
-        return Loaded(**given)
+        settings = Loaded(**given)
     except ValidationError as error:
         raise ConfigError(_sentence(error)) from None
+    except SettingsError:  # the one setting that is not a plain value
+        raise ConfigError(f"{PREFIX}KAFKA must be a JSON object of Kafka client properties") from None
+    topics = (settings.input, settings.output, settings.dead_letter_topic)
+    if len(set(topics)) < len(topics):  # the service would feed on what it writes
+        raise ConfigError(f"input, output and dead letters need a topic each, they are {', '.join(topics)}")
+    return settings
 
 
 def describe(settings: Settings) -> str:
@@ -138,23 +155,23 @@ def describe(settings: Settings) -> str:
 
 def _toml(value: Any) -> str:
     """A value as TOML writes it; JSON's way of writing strings is one of TOML's."""
-    return json.dumps(value if isinstance(value, int | float) else str(value))
+    return json.dumps(value if isinstance(value, int | float) else str(value), ensure_ascii=False)
 
 
 def _secret(name: str) -> bool:
     return any(word in name.lower() for word in ("password", "jaas", "secret", "token"))
 
 
-def _refuse_unknown(environ: Mapping[str, str]) -> None:
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
-    for name in sorted(environ):
-        if name.upper().startswith(PREFIX) and name.upper() not in known and not name.upper().startswith(NOT_SETTINGS):
-            raise ConfigError(f"the environment variable {name} is no setting{_nearest(name.upper(), known)}")
+def _refuse_unknown(variables: Mapping[str, str]) -> None:
+    known = {CONFIG, *(f"{PREFIX}{name.upper()}" for name in Settings.model_fields)}
+    for name in sorted(variables):
+        if name.startswith(PREFIX) and name not in known and not name.startswith(TESTS):
+            raise ConfigError(f"the environment variable {name} is no setting{_nearest(name, known)}")
 
 
 def _refuse_unreadable(path: Path) -> None:
     try:
-        keys = tomllib.loads(path.read_text()).keys()
+        keys = tomllib.loads(path.read_text(encoding="utf-8")).keys()
     except OSError as error:
         raise ConfigError(f"the configuration {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -177,22 +194,25 @@ def _sentence(error: ValidationError) -> str:
     flag = f"--{name.replace('_', '-')}"
     if first["type"] == "missing":
         return f"{flag} is missing; give it, or {PREFIX}{name.upper()}, or {name} in the configuration file"
-    reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{flag} is {first['input']!r}: {reason[0].lower()}{reason[1:]}"
+    reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should ").removeprefix("String should ")
+    value = "not understood" if name == "kafka" else repr(first["input"])  # it may hold a password
+    return f"{flag} is {value}: it must {reason.removeprefix('must ')}"
 
 
 def _properties_file(path: Path) -> dict[str, str]:
     """A Java properties file: name=value a line, # and ! begin comments."""
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the Kafka properties {path} cannot be read: {error}") from None
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"the Kafka properties {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the Kafka properties {path} are not UTF-8: {error}") from None
     found = {}
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line[0] in "#!":
             continue
         name, equals, value = line.partition("=")
         if not equals:
-            raise ConfigError(f"{path}: line {number} is {line!r}, it must be name=value")
+            raise ConfigError(f"{path}: line {number} is no name=value")  # and may hold a password
         found[name.strip()] = value.strip()
     return found

@@ -36,7 +36,7 @@ def contract(model: StepModel, console: Console) -> None:
     named = set(forecast.features or held.feature_names) if forecast else set()
     for feature in held.features:
         seen = "" if feature.min is None or feature.max is None else f"{feature.min:g} … {feature.max:g}"
-        features.add_row(escape(feature.name), feature.unit or "", seen, "yes" if feature.name in named else "")
+        features.add_row(escape(feature.name), escape(feature.unit or ""), seen, "yes" if feature.name in named else "")
     console.print(features)
     states = _table("state in → out", "shape", "dtype", "starts at", "bytes a stream")
     for state in held.states:
@@ -130,7 +130,7 @@ def _facts(model: StepModel, held: Contract) -> Iterable[tuple[str, str]]:
         yield "period", f"{held.period_seconds:g} s"
     yield "horizon", f"{held.horizon} timestep" + "s" * (held.horizon != 1)
     if held.parity is not None:
-        steps, apart = held.parity.get("steps"), held.parity.get("max_abs_difference")
+        steps, apart = held.parity["steps"], held.parity["max_abs_difference"]
         yield "proven against torch", f"largest difference {apart:.2g} over {steps:,} steps"
     for name in ("trained_on", "producer", "license"):
         if value := getattr(held, name):

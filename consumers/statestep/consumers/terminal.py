@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from statestep.consumers.checkpoint import PartitionsChanged
@@ -48,7 +49,7 @@ def told(command: Callable[..., None]) -> Callable[..., None]:
             code = _exit_code(error)
             if code is None or kwargs.get("debug"):
                 raise
-            err.print(f"[red]error:[/red] {_escaped(error)}", highlight=False, soft_wrap=True)
+            err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
             raise typer.Exit(code) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
@@ -79,10 +80,6 @@ def training(epochs: int) -> Iterator[Callable[[Any], None]]:
             progress.update(task, completed=epoch.number, description=found)
 
         yield on_epoch
-
-
-def _escaped(error: Exception) -> str:
-    return str(error).replace("[", r"\[")
 
 
 def counting() -> Progress:

@@ -141,7 +141,7 @@ class Contract:
             return cls(**document)
         except ContractError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ContractError(f"the model's contract cannot be read: {error}") from None
 
 
@@ -168,6 +168,10 @@ def _validate(contract: Contract) -> None:
     _above_zero("horizon", contract.horizon, int)
     if contract.period_seconds is not None:
         _above_zero("period_seconds", contract.period_seconds, int | float)
+    if contract.parity is not None:
+        numbers = [contract.parity.get(name) for name in ("steps", "max_abs_difference")]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ContractError(f"parity is {dict(contract.parity)}, it must have steps and max_abs_difference")
     for feature in contract.features:
         _name("a feature's name", feature.name)
         if any(not isinstance(bound, int | float | None) for bound in (feature.min, feature.max)):
