@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 SIZES = ((8, 64, 1), (25, 128, 2))  # features, hidden units, layers
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 STREAMS = (2_000, 10_000, 100_000)
-REPEATS = 15  # rounds, raw and engine in turn; the quickest of each counts, as the least disturbed
+REPEATS = 15  # rounds, raw and engine in turn, so that a machine whose speed drifts slows both; medians count
 ROUND_SECONDS = 0.1
 
 
@@ -41,11 +41,7 @@ class EngineRow:
     raw_us: float  # CPU µs a row
     engine_us: float  # CPU µs a row, commit included
     wall_us: float  # the same by the wall clock
-
-    @property
-    def ratio(self) -> float:
-        """How much of raw onnxruntime's rate the engine reaches."""
-        return self.raw_us / self.engine_us
+    ratio: float  # how much of raw onnxruntime's rate the engine reaches: the median over pairs of rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +115,11 @@ def _engine_row(model: StepModel, batch: int, streams: int) -> EngineRow:
             engine.advance(call, x)
             engine.commit()
 
-    best = {"raw": (np.inf, np.inf), "engine": (np.inf, np.inf)}  # (CPU, wall) seconds a row
-    for _ in range(REPEATS):
-        for name, work in (("raw", raw), ("engine", advance)):
-            best[name] = min(best[name], _timed(work, batch * len(calls)))
-    (raw_cpu, _), (cpu, wall) = best["raw"], best["engine"]
-    return EngineRow(model.contract.name, streams, batch, raw_cpu * 1e6, cpu * 1e6, wall * 1e6)
+    rows = batch * len(calls)
+    rounds = np.array([[*_timed(raw, rows), *_timed(advance, rows)] for _ in range(REPEATS)]) * 1e6  # [rounds, 4]
+    raw_cpu, _, cpu, wall = np.median(rounds, axis=0).tolist()
+    ratio = float(np.median(rounds[:, 0] / rounds[:, 2]))
+    return EngineRow(model.contract.name, streams, batch, raw_cpu, cpu, wall, ratio)
 
 
 def _service_row(model: StepModel, batch: int, streams: int) -> ServiceRow:

@@ -125,7 +125,7 @@ class Metrics:
         )
 
         self.batch_streams = histogram("batch_streams", "Rows of one call of the engine.", ROWS, None)
-        self.waves = counter("batch_waves", "Extra model runs, since a stream occurred again in a batch.")
+        self.waves = counter("batch_waves", "Waves beyond the first, since a stream occurred again in a batch.")
         self.steps = counter("inference_steps", "Timesteps applied.", "model").labels(model)
         self.runs = counter("inference_runs", "Runs of the model.", "model").labels(model)
         self.streams = gauge("streams", "Streams remembered.")

@@ -45,7 +45,8 @@ class Tally:
     refused: Counter[str] = field(default_factory=Counter)  # by reason
     tombstones: int = 0
     replayed: int = 0
-    waves: list[int] = field(default_factory=list)  # model runs, one entry a call of the engine
+    waves: list[int] = field(default_factory=list)  # of each call of the engine
+    runs: int = 0  # of the model
     rows: list[int] = field(default_factory=list)  # rows of each of these calls
     out_of_order: int = 0
     gaps: int = 0
@@ -200,6 +201,7 @@ class Pipeline:
         times = np.fromiter((row.observation.time for row in run), np.int64, len(run))  # [N]
         out = self.engine.advance(keys, x, times)
         batch.tally.waves.append(out.waves)
+        batch.tally.runs += out.runs
         batch.tally.rows.append(len(run))
         resume = {partition: progress.resume for partition, progress in batch.progress.items()}
         if (scores := out.role("score")) is not None:

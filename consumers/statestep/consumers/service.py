@@ -273,7 +273,7 @@ class Service:
         for reason, count in tally.refused.items():
             metrics.refused(self._policy, reason, count)
         metrics.steps.inc(sum(tally.rows))
-        metrics.runs.inc(sum(tally.waves))
+        metrics.runs.inc(tally.runs)
         metrics.waves.inc(sum(tally.waves) - len(tally.waves))
         metrics.batch_streams.observe(tally.rows)
         metrics.streams.set(len(self._engine))

@@ -23,7 +23,10 @@ import numpy as np
 from statestep.runtime.contract import Contract
 from statestep.runtime.state import Array, Column, Slots, StateTable
 
-Rows = Slots | slice  # the rows of a call that a wave holds; the slice means all of them
+Rows = Slots | slice  # which rows of a call; the slice stands for neighbours, which need not be copied
+
+# A larger batch is stepped in portions. Beyond it a run's states and gates leave the cache, and a row costs more.
+ROWS_PER_RUN = 1024
 
 NO_TIME = np.iinfo(np.int64).min  # the `time` of a stream that has seen none
 
@@ -68,7 +71,8 @@ class Advanced:
     step: np.ndarray[Any, np.dtype[np.int64]]  # [N] the stream's number of timesteps, this one included
     previous_time: np.ndarray[Any, np.dtype[np.int64]]  # [N] greatest event time before this row, or NO_TIME
     slots: Slots  # [N] the stream's place in the table, until it is dropped
-    waves: int  # how many runs of the model it took
+    waves: int  # how often the stream that occurred most did
+    runs: int  # how many calls of the model it took
 
     def __getitem__(self, name: str) -> Array:
         return self.outputs[name]
@@ -119,28 +123,29 @@ class Engine:
         self._check(keys, x, times)
         mark = self.table.mark()
         slots = self.table.admit(keys)  # [N]
-        before: tuple[Slots, list[Array]] | None = None
+        before: list[tuple[Slots, list[Array]]] = []
         out: _Results | None = None
-        waves = 0
+        waves = runs = 0
         try:
-            for rows in _waves(slots):
-                here = slots[rows].copy()  # [n], distinct; the table's own, as the caller gets `slots`
-                held = self.table.gather(here)
-                if before is None:  # every stream of the call is in the first wave
-                    before = (here, held)
-                    self.table.save(here, held)
-                out = self._wave(rows, here, held, x, times, out)
-                waves += 1
+            for waves, wave in enumerate(_waves(slots), 1):
+                for rows in _portions(wave, len(slots)):
+                    here = slots[rows].copy()  # [n], distinct; the table's own, as the caller gets `slots`
+                    held = self.table.gather(here)
+                    if waves == 1:  # every stream of the call is in the first wave
+                        before.append((here, held))
+                        self.table.save(here, held)
+                    out = self._run(rows, here, held, x, times, out)
+                    runs += 1
         except BaseException:
-            if before is not None:
-                self.table.scatter(*before)
+            for here, held in before:
+                self.table.scatter(here, held)
             self.table.rewind(mark)
             raise
         if out is None:
             out = self._nothing(x)
         if out.rejected.any():
             self._unborn(mark)
-        return Advanced(self.model.contract, out.outputs, out.rejected, out.step, out.previous_time, slots, waves)
+        return Advanced(self.model.contract, out.outputs, out.rejected, out.step, out.previous_time, slots, waves, runs)
 
     def commit(self) -> None:
         """Make what was advanced, written and dropped since the last commit the streams' state."""
@@ -227,7 +232,7 @@ class Engine:
         steps = self.table.column(STEP)[self.table.slots(born)]  # [born]
         self.table.drop(key for key, step in zip(born, steps.tolist(), strict=True) if step == 0)
 
-    def _wave(
+    def _run(
         self, rows: Rows, slots: Slots, held: list[Array], x: Array, times: Array | None, out: _Results | None
     ) -> _Results:
         """One run of the model over distinct streams: results go into `out` at `rows`, new states into the table."""
@@ -245,7 +250,7 @@ class Engine:
             rejected = ~good
             outputs = {name: _blanked(value, rejected) for name, value in outputs.items()}
             step = step + good
-        if isinstance(rows, slice):
+        if len(slots) == len(x):
             return _Results(outputs, rejected, step, time.copy())  # the undo log keeps `time`
         if out is None:
             out = _Results.empty(len(x), outputs)
@@ -301,6 +306,17 @@ def _waves(slots: Slots) -> Iterator[Rows]:
     wave_of[order] = place
     by_wave = np.argsort(wave_of, kind="stable")  # [N]
     yield from np.split(by_wave, np.cumsum(np.bincount(place))[:-1])
+
+
+def _portions(wave: Rows, n: int) -> Iterator[Rows]:
+    """Cut a wave of a call of `n` rows so that no run has more than `ROWS_PER_RUN`."""
+    if isinstance(wave, slice):
+        if n <= ROWS_PER_RUN:
+            yield wave
+        else:
+            yield from (slice(i, min(i + ROWS_PER_RUN, n)) for i in range(0, n, ROWS_PER_RUN))
+    else:
+        yield from (wave[i : i + ROWS_PER_RUN] for i in range(0, len(wave), ROWS_PER_RUN))
 
 
 def _finite(arrays: Sequence[Array], n: int) -> Array | None:
