@@ -10,6 +10,7 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +30,6 @@ from statestep.consumers.kafka_client import client_properties
 from statestep.consumers.times import parse_time
 
 PREFIX = "STATESTEP_"
-CONFIG = "STATESTEP_CONFIG"  # where the file is
 TESTS = "STATESTEP_TEST_"  # the test suite's own
 TOPIC = r"^[A-Za-z0-9._-]{1,249}$"  # what a broker accepts as a topic's name
 
@@ -101,7 +101,7 @@ def load(path: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str]
     variables = {name.upper(): value for name, value in (os.environ if environ is None else environ).items()}
     given = {name: value for name, value in flags.items() if value is not None}
     _refuse_unknown(variables)
-    named = variables.get(CONFIG)
+    named = variables.get(f"{PREFIX}CONFIG")
     path = path or (Path(named) if named else None)
     if path is not None:
         _refuse_unreadable(path)
@@ -163,10 +163,11 @@ def _secret(name: str) -> bool:
 
 
 def _refuse_unknown(variables: Mapping[str, str]) -> None:
-    known = {CONFIG, *(f"{PREFIX}{name.upper()}" for name in Settings.model_fields)}
+    known = {name.upper() for name in ("config", *Settings.model_fields)}
     for name in sorted(variables):
-        if name.startswith(PREFIX) and name not in known and not name.startswith(TESTS):
-            raise ConfigError(f"the environment variable {name} is no setting{_nearest(name, known)}")
+        ours = name.removeprefix(PREFIX)
+        if name.startswith(PREFIX) and ours not in known and not name.startswith(TESTS):
+            raise ConfigError(f"the environment variable {name} is no setting{_nearest(ours, known, PREFIX)}")
 
 
 def _refuse_unreadable(path: Path) -> None:
@@ -181,11 +182,10 @@ def _refuse_unreadable(path: Path) -> None:
             raise ConfigError(f"{path}: {key!r} is no setting{_nearest(key, set(Settings.model_fields))}")
 
 
-def _nearest(name: str, known: set[str]) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(sorted(known))}"
+def _nearest(name: str, known: set[str], prefix: str = "") -> str:
+    if close := get_close_matches(name, known, n=1):
+        return f"; did you mean {prefix}{close[0]}?"
+    return f"; there are {', '.join(prefix + other for other in sorted(known))}"
 
 
 def _sentence(error: ValidationError) -> str:

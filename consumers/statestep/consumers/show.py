@@ -113,7 +113,7 @@ def engine_table(rows: Iterable[EngineRow], console: Console) -> None:
 def service_table(rows: Sequence[ServiceRow], console: Console) -> None:
     """The stages of a message."""
     stages = list(rows[0].stages)
-    table = _table("model", "batch", *(f"{stage} µs" for stage in stages), "messages/s")
+    table = _table("model", "batch", *(f"{stage}\nµs" for stage in stages), "messages\na second")
     for row in rows:
         table.add_row(
             row.model, f"{row.batch:,}", *(f"{row.stages[s]:.2f}" for s in stages), f"{row.messages_per_second:,.0f}"
@@ -140,6 +140,7 @@ def _facts(model: StepModel, held: Contract) -> Iterable[tuple[str, str]]:
 def _table(*names: str) -> Table:
     table = Table(header_style="bold", box=None, pad_edge=False)
     for name in names:
-        numeric = any(word in name for word in ("µs", "bytes", "batch", "streams", "of raw", "messages/s"))
-        table.add_column(name, justify="right" if numeric else "left")
+        numeric = any(word in name for word in ("µs", "bytes", "batch", "streams", "of raw", "second"))
+        # Folded where the console is narrow: rich would cut a long name.
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     return table
