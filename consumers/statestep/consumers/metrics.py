@@ -13,6 +13,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Info, disable_created_metrics
 from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 PREFIX = "statestep"
 STAGES = ("poll", "decode", "advance", "infer", "encode", "produce", "commit")
@@ -56,7 +57,7 @@ class BatchHistogram(Collector):
     def collect(self) -> Iterator[Metric]:
         """The family as Prometheus reads it."""
         family = HistogramMetricFamily(self._name, self._doc, labels=[self._label] if self._label else None)
-        limits = [*(repr(float(bound)) for bound in self._bounds), "+Inf"]
+        limits = [*map(floatToGoString, self._bounds.tolist()), "+Inf"]
         for value, counts in self._counts.items():
             buckets = list(zip(limits, np.cumsum(counts).astype(float).tolist(), strict=True))
             family.add_metric([value] if self._label else [], buckets, self._sums[value])
