@@ -10,6 +10,7 @@ import pytest
 
 from statestep.consumers.bench_model import lstm_step
 from statestep.runtime import NO_TIME, Engine, Model, StepModel
+from statestep.runtime import engine as engine_module
 
 from ..models import pump, smoother, smoother_contract, stamped
 from .doubles import Double
@@ -65,6 +66,27 @@ def test_it_does_not_matter_how_a_sequence_is_cut_into_calls(make_model: Callabl
             cut.commit()
     assert found == expected
     assert bits(cut) == bits(whole)
+
+
+@pytest.mark.parametrize("rows_per_run", [1, 4, 1024])
+@pytest.mark.parametrize("streams", [1, 8, 9, 50])
+def test_it_does_not_matter_how_many_rows_a_run_holds(
+    monkeypatch: pytest.MonkeyPatch, rows_per_run: int, streams: int
+) -> None:
+    """A wave is cut into runs that are small enough, of the same bits; waves and runs are counted apart."""
+    keys = [b"%d" % number for number in range(streams)] + [b"0"] * 3
+    x = np.random.default_rng(0).normal(size=(len(keys), 2)).astype(np.float32)
+    whole = Engine(pump())
+    expected = rows_of(whole.advance(keys, x))
+    monkeypatch.setattr(engine_module, "ROWS_PER_RUN", rows_per_run)
+    cut = Engine(pump())
+    out = cut.advance(keys, x)
+    assert rows_of(out) == expected
+    assert bits(cut) == bits(whole)
+    assert (out.waves, out.runs) == (4, -(-streams // rows_per_run) + 3)
+    distinct = Engine(pump()).advance(keys[:streams], x[:streams])
+    assert rows_of(distinct) == expected[:streams]
+    assert (distinct.waves, distinct.runs) == (1, -(-streams // rows_per_run))
 
 
 @pytest.mark.parametrize("seed", range(5))

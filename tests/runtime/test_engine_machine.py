@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from statestep.runtime import Engine, state
+from statestep.runtime import Engine, engine, state
 
 from .doubles import Double
 from .reference import DictEngine, Stream
@@ -44,10 +44,14 @@ class EngineMachine(RuleBasedStateMachine):
                     n: v.tobytes() for n, v in outputs.items()
                 }
 
-    @rule(rows=st.lists(OBSERVATION, min_size=1, max_size=12), at=st.integers(1, 3))
+    @rule(rows=st.lists(OBSERVATION, min_size=1, max_size=12), at=st.integers(1, 5))
     def advance_and_fail(self, rows: list[tuple[bytes, float, float, int]], at: int) -> None:
         keys, x, times = self._arrays(rows)
-        self.model.calls, self.model.fails_at = 0, min(at, max(keys.count(key) for key in keys))
+        times_of_each = [keys.count(key) for key in set(keys)]
+        runs = sum(
+            -(-sum(n > wave for n in times_of_each) // engine.ROWS_PER_RUN) for wave in range(max(times_of_each))
+        )
+        self.model.calls, self.model.fails_at = 0, min(at, runs)
         with pytest.raises(RuntimeError):
             self.engine.advance(keys, x, times)
         self.model.fails_at = None
@@ -104,6 +108,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 def test_any_history_of_calls_gives_what_the_dict_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows, records, dirtiness and keys agree after every call; the tables begin with two rows, so they grow too."""
+    """Rows, records, dirtiness and keys agree after every call; tables grow from two rows, runs hold three at most."""
     monkeypatch.setattr(state, "FIRST_ROWS", 2)
+    monkeypatch.setattr(engine, "ROWS_PER_RUN", 3)
     run_state_machine_as_test(EngineMachine, settings=settings(max_examples=120, stateful_step_count=30))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from statestep.runtime import CapacityError, Engine, state
+from statestep.runtime import engine as engine_module
 
 from ..models import pump
 from .doubles import Double
@@ -88,10 +89,13 @@ def test_slots_come_free_at_the_commit_and_not_before() -> None:
     assert sorted(engine.keys()) == [b"b", b"c"]
 
 
-@pytest.mark.parametrize("fails_at", [1, 2, 3])
+@pytest.mark.parametrize(("rows_per_run", "fails_at"), [(1024, 1), (1024, 2), (1024, 3), (2, 2), (2, 4), (1, 3)])
 @pytest.mark.parametrize("then", ["commit", "rollback", "again"])
-def test_an_exception_in_the_midst_of_a_call_changes_nothing(fails_at: int, then: str) -> None:
-    """A model that raises at the k-th wave leaves the records as they were, those of before the commit included."""
+def test_an_exception_in_the_midst_of_a_call_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, rows_per_run: int, fails_at: int, then: str
+) -> None:
+    """A model that raises at the k-th run leaves the records as they were, those of before the commit included."""
+    monkeypatch.setattr(engine_module, "ROWS_PER_RUN", rows_per_run)
     model = Double()
     engine = Engine(model)
     engine.advance([b"a", b"b"], np.ones((2, 2), np.float32), np.array([1, 2]))
