@@ -20,6 +20,7 @@ from statestep.consumers.codec import Decoder, Encoder, Fields
 from statestep.consumers.memory import MemoryBroker
 from statestep.consumers.pipeline import Pipeline
 from statestep.consumers.ports import Record
+from statestep.consumers.service import keep_freed_memory
 from statestep.runtime import Engine, StepModel
 
 Array = np.ndarray[Any, Any]
@@ -78,6 +79,7 @@ def engine_rows(
     streams: Sequence[int] = STREAMS,
 ) -> Iterator[EngineRow]:
     """Measure the engine alone: every batch over the first number of streams, batch 1024 over the others."""
+    keep_freed_memory()  # as the service does
     for features, hidden, layers in sizes:
         model = StepModel(lstm_step(features, hidden, layers))
         for count in streams:

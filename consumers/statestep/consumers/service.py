@@ -54,6 +54,16 @@ class Summary:
     reasons: dict[str, int] = field(default_factory=dict)
 
 
+def keep_freed_memory() -> None:
+    """Let freed memory stay with the process, which the next batch takes again.
+
+    By default glibc hands it back once the top of the heap has twice its largest freed block, and the next batch
+    faults it in anew, at a tenth of its cost. A freed block of 16 MiB lifts that bound (mallopt(3), under
+    M_TRIM_THRESHOLD). Elsewhere this does nothing.
+    """
+    np.empty(16 << 20, np.uint8)
+
+
 class TimedModel:
     """A model that reports how long each run takes; the engine itself reads no clock."""
 
@@ -110,6 +120,7 @@ class Service:
         self._due_at = float("inf")
         self.summary = Summary()
         metrics.capacity.set(self._engine.table.capacity)
+        keep_freed_memory()
 
     def run(self, stopping: Callable[[], bool] = lambda: False) -> Summary:
         """Serve until `stopping` or until the source is exhausted; what was taken by then is finished and committed.

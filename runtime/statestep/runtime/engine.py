@@ -143,7 +143,7 @@ class Engine:
             raise
         if out is None:
             out = self._nothing(x)
-        if out.rejected.any():
+        if np.count_nonzero(out.rejected):
             self._unborn(mark)
         return Advanced(self.model.contract, out.outputs, out.rejected, out.step, out.previous_time, slots, waves, runs)
 
@@ -263,7 +263,7 @@ class Engine:
         return _Results.empty(0, outputs)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Results:
     """The arrays of a call while its waves fill them in."""
 
@@ -295,7 +295,7 @@ def _waves(slots: Slots) -> Iterator[Rows]:
     if n == 0:
         return
     ordered = np.sort(slots)
-    if (ordered[1:] != ordered[:-1]).all():  # the usual case, and sorting is the cheapest way to know
+    if not np.count_nonzero(ordered[1:] == ordered[:-1]):  # the usual case, and sorting is the cheapest way to know
         yield slice(None)
         return
     order = np.argsort(slots, kind="stable")  # [N] rows, stream by stream, each in order of arrival
@@ -321,13 +321,13 @@ def _portions(wave: Rows, n: int) -> Iterator[Rows]:
 
 def _finite(arrays: Sequence[Array], n: int) -> Array | None:
     """Which rows hold only finite numbers in every float array: bool [n], or None where all do."""
-    bad = np.zeros(n, bool)
+    bad = []
     for array in arrays:
         if array.dtype.kind == "f":
             finite = np.isfinite(array)  # [n, …]
-            if not finite.all():
-                bad |= ~finite.reshape(n, -1).all(axis=1)
-    return ~bad if bad.any() else None
+            if np.count_nonzero(finite) < finite.size:  # the quickest way to ask whether all are
+                bad.append(~finite.reshape(n, -1).all(axis=1))
+    return ~np.logical_or.reduce(bad) if bad else None
 
 
 def _blanked(value: Array, rejected: Array) -> Array:

@@ -92,11 +92,12 @@ class StateTable:
 
     def save(self, slots: Slots, rows: Sequence[Array]) -> None:
         """Note in the undo log that the rows at `slots` (distinct) are now `rows`, unless it knows them already."""
-        fresh = ~self._saved[slots]  # [n]
-        if fresh.all():
+        saved = self._saved[slots]  # [n]
+        known = np.count_nonzero(saved)
+        if not known:
             self._undo.append((slots, list(rows)))
-        elif fresh.any():
-            self._undo.append((slots[fresh], [row[fresh] for row in rows]))
+        elif known < len(slots):
+            self._undo.append((slots[~saved], [row[~saved] for row in rows]))
         self._saved[slots] = True
 
     def column(self, name: str) -> Array:
