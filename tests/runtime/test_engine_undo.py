@@ -38,6 +38,25 @@ def test_rollback_undoes_everything_since_the_commit(monkeypatch: pytest.MonkeyP
     assert bits(engine) == before
 
 
+def test_rollback_works_again_and_again() -> None:
+    """However often what followed a commit is taken back, the next rollback comes back to the same bits."""
+    keys, x, times = drawn(5, 60)
+    engine = Engine(pump())
+    engine.advance(keys[:20], x[:20], times[:20])
+    engine.commit()
+    before = bits(engine)
+    for begin in (0, 10, 20, 0, 40):
+        engine.advance(keys[begin : begin + 20], x[begin : begin + 20])
+        engine.rollback()
+        assert bits(engine) == before
+    engine.advance(keys[:20], x[:20])
+    engine.commit()
+    after = bits(engine)
+    engine.advance(keys, x)
+    engine.rollback()
+    assert bits(engine) == after != before
+
+
 def test_commit_makes_it_final() -> None:
     """After a commit a rollback changes nothing, and a second commit neither."""
     engine = Engine(pump())

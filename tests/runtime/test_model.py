@@ -55,8 +55,11 @@ def test_a_truncated_file_is_refused_wherever_it_was_cut() -> None:
     assert "its contract is missing; was the file cut short?" in refused(whole.SerializeToString())
 
 
-def test_a_damaged_file_is_refused_or_loads_whole() -> None:
-    """Bytes turned over anywhere never crash the process: the model is refused in one line, or still steps."""
+def test_a_damaged_file_is_refused_or_loads_whole(capfd: pytest.CaptureFixture[str]) -> None:
+    """Bytes turned over anywhere never crash the process: the model is refused in one line, or still steps.
+
+    Nothing is printed meanwhile: standard output may be where predictions go.
+    """
     data, rng = bytearray(detector()), np.random.default_rng(1)
     outcomes = {"refused": 0, "loaded": 0}
     for place in rng.integers(0, len(data), 300).tolist():
@@ -72,6 +75,7 @@ def test_a_damaged_file_is_refused_or_loads_whole() -> None:
             Engine(model).advance([b"a"], x)
             outcomes["loaded"] += 1
     assert min(outcomes.values()) > 20, outcomes
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
