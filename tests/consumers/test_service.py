@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -52,11 +53,16 @@ def test_partitions_that_go_and_come_back_go_on(lost: bool) -> None:
     expect_whole(broker, doubles=False)
 
 
-def test_records_of_a_partition_that_is_gone_are_forgotten() -> None:
-    """What waited in the buffer is neither applied nor committed, and the service does not spin for want of it."""
-    broker = filled()
-    source = Script(broker, {3: lambda s: s.revoke(0, 1, 2)}, 6)
-    run = service(broker, source, limits=Limits(commit_interval_s=3600.0, batch_records=5000))
+def test_records_of_a_partition_that_is_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waited in the buffer is neither applied nor committed, and the service does not spin once it was due."""
+    broker, now = filled(), [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def be_late(source: Script) -> None:
+        now[0] += 100.0
+
+    source = Script(broker, {3: lambda s: s.revoke(0, 1, 2), 4: be_late}, 7)
+    run = service(broker, source, limits=Limits(commit_interval_s=50.0, batch_records=5000))
     summary = run.run()
     assert summary == Summary()
     assert broker.messages == []
@@ -108,6 +114,17 @@ def test_a_bad_message_under_the_policy_fail_stops_before_its_batch() -> None:
         service(broker, policy="fail").run()
     assert broker.messages == []
     assert broker.offsets[0].offset == 0
+
+
+def test_streams_that_ended_make_room_for_others() -> None:
+    """A table of two takes any number of streams, if each is ended by a tombstone before the third begins."""
+    broker = MemoryBroker(1)
+    for number in range(10):
+        broker.append(0, b"%d" % number, b"[1, 2]")
+        broker.append(0, b"%d" % number, None)
+    summary = service(broker, max_streams=2, limits=Limits(0.0, 3)).run()
+    assert (summary.predicted, summary.tombstones) == (10, 10)
+    assert {json.loads(m.value)["step"] for m in broker.outputs if m.value is not None} == {1}
 
 
 def test_one_stream_too_many_stops_the_service_and_loses_nothing() -> None:

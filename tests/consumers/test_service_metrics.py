@@ -70,6 +70,8 @@ def test_what_is_replayed_is_counted_apart() -> None:
         assert registry.get_sample_value(f"statestep_{name}_total", {"model": "pump"}) == 0
     labels = {"topic": "memory", "reason": "malformed"}
     assert registry.get_sample_value("statestep_dead_letters_total", labels) == 0
+    # A commit for each partition whose replay has ended, and none on the way there.
+    assert registry.get_sample_value("statestep_commits_total") == 3
 
 
 def test_a_partition_that_is_gone_is_no_longer_reported() -> None:

@@ -88,6 +88,17 @@ class TestPages:
         assert run.summary.replayed == 120
         assert run.pages().streams(100)["highest_scores"] == quiet.pages().streams(100)["highest_scores"]
 
+    def test_a_rejected_record_leaves_the_score_as_it_was(self) -> None:
+        """The page shows what the stream remembers, and a record whose result is not finite is not remembered."""
+        broker = MemoryBroker(1)
+        for value in (b"[1, 2]", b"[9, 2]", b"[3e38, 2]"):
+            broker.append(0, b"k", value)
+        run = service(broker)
+        run.run()
+        (row,) = run.pages().stream(b"k")
+        assert (row["step"], row["score"]) == (2, json.loads(broker.outputs[1].value or b"")["score"])
+        assert row["score"] > 0
+
     def test_streams_without_time_are_never_stale(self) -> None:
         """What has no time cannot be the oldest; its row says null."""
         broker = MemoryBroker(1)

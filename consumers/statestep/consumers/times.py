@@ -24,6 +24,8 @@ def parse_time(value: str | int | float) -> int | None:
     number: int | float
     if not isinstance(value, str):
         number = value
+    elif value[4:8:3] == "--":  # 2026-01-31…, the usual case, and no number
+        return _iso_time(value)
     elif "_" in value:  # which Python takes for a number, and nobody else
         return None
     else:
@@ -55,5 +57,6 @@ def _iso_time(value: str) -> int | None:
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
-    time = (when - EPOCH) // timedelta(microseconds=1) * 1000
+    since = when - EPOCH
+    time = ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1000
     return time if NS_RANGE[0] <= time <= NS_RANGE[1] else None
