@@ -336,18 +336,19 @@ class TestPipes:
             assert process.wait(8) == 0
             assert b"1 records" in process.stderr.read()
 
-    def test_a_reader_that_goes_away_is_one_sentence(self, folder: Path) -> None:
-        """As with `head`: no traceback, and no complaint of Python at its end."""
-        lines = b"[1, 2]\n" * 20_000
+    @pytest.mark.parametrize(("rows", "unbuffered"), [(1, ""), (20_000, ""), (20_000, "1")])
+    def test_a_reader_that_goes_away_is_one_sentence(self, folder: Path, rows: int, unbuffered: str) -> None:
+        """As with `head`: no traceback, and no complaint of Python at its end, much or little left to be written."""
+        environ = os.environ | {"PYTHONUNBUFFERED": unbuffered}
         with subprocess.Popen(
-            self.ARGUMENTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            self.ARGUMENTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ
         ) as process:
             assert process.stdin and process.stdout and process.stderr
-            process.stdin.write(lines[:700])
+            process.stdin.write(b"[1, 2]\n")
             process.stdin.flush()
             process.stdout.readline()
             process.stdout.close()
-            _, said = process.communicate(lines)
+            _, said = process.communicate(b"[3, 4]\n" * rows)
             assert process.returncode == 5
             assert said.decode().splitlines() == ["error: -: nobody reads it any more"]
 

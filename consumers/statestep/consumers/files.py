@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import gzip
 import os
-import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -144,7 +143,7 @@ class FileSink:
             with _writing(self._path):
                 self._table.close()
         for path, file in ((self._path, self._out), (self._dead_path, self._dead)):
-            if file is not None and path != "-":
+            if file is not None:
                 with _writing(path):
                     file.close()
 
@@ -220,9 +219,9 @@ def _cell(cell: Any, is_text: bool) -> Any:
 
 
 def _create(path: str) -> IO[bytes]:
-    if path == "-":
-        return sys.stdout.buffer
     try:
+        if path == "-":
+            return os.fdopen(os.dup(1), "wb")  # sys.stdout may be unbuffered, and a write to it incomplete
         return gzip.open(path, "wb") if path.endswith(".gz") else Path(path).open("wb")  # type: ignore[return-value]
     except OSError as error:
         raise FileError(f"{path}: cannot be written: {error.strerror}") from None
@@ -233,8 +232,6 @@ def _writing(path: str) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:  # whoever read has gone, as `head` does
-        if path == "-":  # Python would complain once more when it flushes at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise BrokerError(f"{path}: nobody reads it any more") from None
     except OSError as error:
         raise BrokerError(f"{path}: cannot be written: {error.strerror}") from None
