@@ -27,6 +27,7 @@ def contract(model: StepModel, console: Console) -> None:
     held = model.contract
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
     for name, fact in _facts(model, held):
         facts.add_row(name, escape(fact))
     console.print(facts)
