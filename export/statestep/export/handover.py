@@ -43,8 +43,10 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ExportError(f"the weights {str(path)!r} cannot be read: {error.strerror}") from None
-    except Exception as error:  # torch raises pickle's, zip's and its own errors for a file of another kind
-        raise ExportError(f"the weights {str(path)!r} are not a torch state_dict: {first_line(error)}") from None
+    except Exception:  # torch raises pickle's, zip's and its own errors for a file of another kind
+        raise ExportError(
+            f"the weights {str(path)!r} are not a torch state_dict; save them by torch.save(module.state_dict(), path)"
+        ) from None
     if isinstance(document, dict) and isinstance(document.get("state_dict"), dict):
         document = document["state_dict"]
     if not isinstance(document, dict):
