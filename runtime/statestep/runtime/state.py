@@ -52,6 +52,7 @@ class StateTable:
         self._free: list[int] = []  # slots given back, to be used before new ones
         self._used = 0  # slots ever handed out
         self._undo: list[tuple[Slots, list[Array]]] = []  # rows as they were at the last commit
+        self._marked = 0  # entries of the undo log whose rows are marked in `_saved`
         self._moves: list[tuple[bool, bytes, int]] = []  # (created?, key, slot), in order
 
     def __len__(self) -> int:
@@ -92,13 +93,15 @@ class StateTable:
 
     def save(self, slots: Slots, rows: Sequence[Array]) -> None:
         """Note in the undo log that the rows at `slots` (distinct) are now `rows`, unless it knows them already."""
-        saved = self._saved[slots]  # [n]
+        for earlier, _ in self._undo[self._marked :]:  # put off until now: often there is one entry between commits
+            self._saved[earlier] = True
+        self._marked = len(self._undo)
+        saved = self._saved[slots] if self._undo else np.zeros(0, bool)  # [n]
         known = np.count_nonzero(saved)
         if not known:
             self._undo.append((slots, list(rows)))
         elif known < len(slots):
             self._undo.append((slots[~saved], [row[~saved] for row in rows]))
-        self._saved[slots] = True
 
     def column(self, name: str) -> Array:
         """A view of one slab. Only the slots of live streams mean anything in it."""
@@ -113,10 +116,8 @@ class StateTable:
 
     def commit(self) -> None:
         """Make everything since the last commit final."""
-        for slots, _ in self._undo:
-            self._saved[slots] = False
+        self._forget()
         self._free += [slot for created, _, slot in self._moves if not created]
-        self._undo.clear()
         self._moves.clear()
 
     def rollback(self) -> None:
@@ -124,8 +125,14 @@ class StateTable:
         self.rewind(0)
         for slots, rows in self._undo:
             self.scatter(slots, rows)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Empty the undo log."""
+        for slots, _ in self._undo[: self._marked]:
             self._saved[slots] = False
         self._undo.clear()
+        self._marked = 0
 
     def mark(self) -> int:
         """Where `rewind` can come back to."""
