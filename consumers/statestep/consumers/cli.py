@@ -247,6 +247,9 @@ def replay(
     show.summary(done, clock.monotonic() - began, err)
     if done.refused and on_bad_message == "dead-letter":
         err.print(f"they are in {escape(dead_letters or wiring.dead_letter_path(out_path))}", soft_wrap=True)
+    if stop.is_set() and data != "-":  # a pipe has no other end than a signal
+        err.print("[yellow]interrupted:[/yellow] what was read by then is predicted, the rest is not")
+        raise typer.Exit(130)
     if done.refused and not done.predicted:
         raise FileError(f"{data}: not one of {done.consumed:,} records could be applied")
 

@@ -30,7 +30,7 @@ from statestep.runtime.state import Array
 log = logging.getLogger("statestep")
 
 POLL_SECONDS = 0.2  # the longest a signal waits to be seen
-LIVE_SECONDS = 60.0  # a loop that has not come round for longer is stuck
+LIVE_SECONDS = 180.0  # a loop that has not come round for longer is stuck; a flush alone may wait for 120 in an outage
 
 
 @dataclass(frozen=True, slots=True)
