@@ -1,6 +1,6 @@
 """Makes the demo's model, `statestep/consumers/models/pump.onnx`: the project's own `fit` on simulated healthy pumps.
 
-    python consumers/make_demo_model.py        needs torch: pip install 'statestep[export]'
+    python export/make_demo_model.py        needs torch: pip install 'statestep[export]'
 
 Streams of one day that begin at any hour, so that the network meets many beginnings: a stream that has just begun
 must not raise an alarm. The threshold is taken from healthy fleets as the demo shows them. None of the seeds here is
@@ -21,7 +21,7 @@ from statestep.export.fit import Epoch, fit
 from statestep.export.forms import SequenceForm, StreamModel
 from statestep.export.write import export_step
 
-OUT = Path(__file__).parent / "statestep" / "consumers" / "models" / "pump.onnx"
+OUT = Path(__file__).parents[1] / "consumers" / "statestep" / "consumers" / "models" / "pump.onnx"
 TRAINING_SEEDS = range(1, 241)
 PUMPS = 6  # of each training fleet
 HEALTHY_SEEDS = range(1001, 1041)  # for the threshold
