@@ -27,7 +27,7 @@ HOMES = {  # who may import a heavy library
     "pydantic_settings": {"consumers"},
 }
 ARROWS = {"runtime": {"runtime"}, "export": {"export", "runtime"}, "consumers": {"consumers", "runtime"}}
-COMPOSITION_ROOT = "consumers/statestep/consumers/cli.py"  # alone may join all three parts
+COMPOSITION_ROOT = "consumers/statestep/consumers/cli_model.py"  # alone may join all three parts
 RUNTIME_MAY_NOT = {"time", "datetime", "threading", "socket", "random", "os", "logging", "asyncio", "subprocess"}
 
 
