@@ -128,8 +128,8 @@ def test_a_model_without_states_is_refused() -> None:
 
 
 def test_a_graph_that_onnxruntime_refuses_is_refused() -> None:
-    """An operator that there is not, and a node whose input is nowhere."""
-    for node in (helper.make_node("Nonsense", ["x"], ["z"]), helper.make_node("Add", ["x", "nowhere"], ["z"])):
+    """An operator with too few inputs, and a node whose input is nowhere."""
+    for node in (helper.make_node("Gemm", ["x"], ["z"]), helper.make_node("Add", ["x", "nowhere"], ["z"])):
         model = smoother()
         model.graph.node.append(node)
         assert "onnxruntime cannot load it" in refused(stamped(model, smoother_contract()))

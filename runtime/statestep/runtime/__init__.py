@@ -2,7 +2,8 @@
 
 from statestep.runtime.contract import Contract, ContractError, Feature, Output, State, stamp
 from statestep.runtime.engine import NO_TIME, Advanced, Engine, Model, Records
-from statestep.runtime.model import ModelError, StepModel, session_options
+from statestep.runtime.guard import ModelError
+from statestep.runtime.model import StepModel, session_options
 from statestep.runtime.pairs import detect
 from statestep.runtime.state import CapacityError
 

@@ -6,25 +6,20 @@ It keeps no state of its own. States go in as arguments and come out as results,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 
 from statestep.runtime.contract import CONTRACT_KEY, PRODUCER, Contract, ContractError, Output
+from statestep.runtime.guard import ModelError, first_line, parse, read
 from statestep.runtime.pairs import Tensor, detect
 
 NUMPY_NAMES = {"float": "float32", "double": "float64"}  # where onnxruntime's name for a dtype is not numpy's
 
 Array = np.ndarray[Any, Any]
-
-
-class ModelError(ValueError):
-    """A file that is no step model: unreadable, not ONNX, refused by onnxruntime, or at odds with its contract."""
 
 
 class StepModel:
@@ -39,7 +34,7 @@ class StepModel:
     opset: int
 
     def __init__(self, data: bytes, *, name: str = "model", states: Mapping[str, tuple[str, int]] | None = None):
-        graph = _parse(data, name)
+        graph = parse(data, name)
         self.opset = max((item.version for item in graph.opset_import if item.domain in ("", "ai.onnx")), default=0)
         self.fingerprint = hashlib.sha256(data).hexdigest()
         self._session, inputs, outputs = _session(data, name)
@@ -65,10 +60,7 @@ class StepModel:
         `states` names the pairs of a model that has no contract: state input → (state output, batch axis).
         Raises `ModelError`, with one sentence, for anything that is not a step model.
         """
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+        data = read(path)
         return cls(data, name=str(path), states=states)
 
     def initial_states(self) -> list[Array]:
@@ -105,7 +97,7 @@ class StepModel:
         try:
             outputs, following = self.step(x, states)
         except Exception as error:  # onnxruntime raises a class of its own for every kind of fault
-            raise ContractError(f"cannot step {rows} streams at once: {_first_line(error)}") from None
+            raise ContractError(f"cannot step {rows} streams at once: {first_line(error)}") from None
         for state, value, given in zip(self.contract.states, states, following, strict=True):
             _expect(f"state {state.output!r}", given, value.shape, value.dtype)
         for output in self.contract.outputs:
@@ -131,6 +123,7 @@ def session_options() -> ort.SessionOptions:
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # or bytes 4 to 8 may choose another parser
     options.log_severity_level = 4  # what goes wrong is raised, in a sentence; onnxruntime's own log is noise
     return options
 
@@ -141,40 +134,7 @@ def _session(data: bytes, name: str) -> tuple[ort.InferenceSession, list[Tensor]
         session = ort.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"], enable_fallback=0)
         return session, [_tensor(n) for n in session.get_inputs()], [_tensor(n) for n in session.get_outputs()]
     except Exception as error:  # onnxruntime raises a class of its own for every kind of fault
-        raise ModelError(f"{name}: onnxruntime cannot load it: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _parse(data: bytes, name: str) -> onnx.ModelProto:
-    """A step model is one file. Weights kept elsewhere could name any path on the machine, so none is followed."""
-    try:
-        model = onnx.load_model_from_string(data)
-    except Exception as error:  # protobuf's DecodeError; its class moved between releases
-        raise ModelError(f"{name}: is not an ONNX file ({_first_line(error)})") from None
-    if not model.graph.node:
-        raise ModelError(f"{name}: is not an ONNX file (it holds no graph)")
-    nodes = chain(model.graph.node, *(function.node for function in model.functions))
-    for weight in chain(model.graph.initializer, _sparse(model.graph), _held(nodes)):
-        if weight.data_location == onnx.TensorProto.EXTERNAL:
-            raise ModelError(
-                f"{name}: keeps weight {weight.name!r} outside the file; export it with the weights inside"
-            )
-    return model
-
-
-def _sparse(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    return chain.from_iterable((sparse.values, sparse.indices) for sparse in graph.sparse_initializer)
-
-
-def _held(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    """The tensors inside of nodes: constants, and what the graphs of branches and loops hold."""
-    for attribute in chain.from_iterable(node.attribute for node in nodes):
-        yield from (attribute.t, *attribute.tensors)
-        for graph in (attribute.g, *attribute.graphs):
-            yield from chain(graph.initializer, _sparse(graph), _held(graph.node))
+        raise ModelError(f"{name}: onnxruntime cannot load it: {first_line(error)}") from None
 
 
 def _tensor(node: Any) -> Tensor:

@@ -1,0 +1,344 @@
+"""What a model file may hold: read as hostile, and refused in one sentence before onnxruntime sees a byte of it.
+
+Nothing here runs the model. What cannot be told from the file, such as a node that asks for terabytes only when it
+runs, is for a process that may die: the first load of a file belongs into one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from itertools import chain
+from math import prod
+from pathlib import Path
+
+import onnx
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from statestep.runtime.operators import OPERATORS, reason_against
+
+MAX_BYTES = 1 << 30  # of a file; protobuf ends at 2 GiB, the largest recurrent networks in use are a tenth of this
+MAX_NODES = 100_000  # functions expanded; an unrolled sequence of a thousand steps has a third of it
+MAX_DEPTH = 8  # graphs in graphs and functions in functions; exporters write three, each level is a recursion
+MAX_RANK = 16  # axes of a tensor; onnxruntime's kernels are tested up to about eight
+MAX_SIZE = 1 << 31  # elements along an axis; above it kernels that count in 32 bits wrap around
+OLDEST_OPSET = 7  # onnxruntime promises nothing below it, and Dropout there meant training
+SHOWN = 60  # characters of a name from the file that a sentence repeats
+SENTENCE = 400  # characters of an error of onnxruntime's, which repeats names from the file as well
+
+ELEMENTS: dict[
+    int, tuple[int, str]
+] = {  # what a tensor may be made of: bytes an element, and the field that holds those that are not raw
+    TensorProto.FLOAT: (4, "float_data"),
+    TensorProto.DOUBLE: (8, "double_data"),
+    TensorProto.FLOAT16: (2, "int32_data"),
+    TensorProto.BFLOAT16: (2, "int32_data"),
+    TensorProto.INT8: (1, "int32_data"),
+    TensorProto.INT16: (2, "int32_data"),
+    TensorProto.INT32: (4, "int32_data"),
+    TensorProto.INT64: (8, "int64_data"),
+    TensorProto.UINT8: (1, "int32_data"),
+    TensorProto.UINT16: (2, "int32_data"),
+    TensorProto.UINT32: (4, "uint64_data"),
+    TensorProto.UINT64: (8, "uint64_data"),
+    TensorProto.BOOL: (1, "int32_data"),
+}
+FIELDS = tuple(sorted({field for _, field in ELEMENTS.values()}))
+ATTRIBUTES = frozenset(
+    (
+        AttributeProto.FLOAT,
+        AttributeProto.INT,
+        AttributeProto.STRING,
+        AttributeProto.TENSOR,
+        AttributeProto.GRAPH,
+        AttributeProto.FLOATS,
+        AttributeProto.INTS,
+        AttributeProto.STRINGS,
+    )
+)
+DEFAULT = ("", "ai.onnx")  # the two names of ONNX's own domain
+
+Function = tuple[str, str, str]  # domain, name, overload
+Extent = tuple[int, int]  # nodes with functions expanded, depth of graphs and functions
+
+
+class ModelError(ValueError):
+    """A file that is no step model: unreadable, not ONNX, refused by onnxruntime, or at odds with its contract."""
+
+
+class _RefusedError(Exception):
+    """What is wrong, without the file's name."""
+
+
+def read(path: str | Path, sha256: str | None = None) -> bytes:
+    """The bytes of a model file, read once. With `sha256`, in hex, only these bytes will do.
+
+    Raises `ModelError` where the file cannot be read, is too large, or is another one than the pinned.
+    """
+    try:
+        if (size := Path(path).stat().st_size) > MAX_BYTES:
+            raise ModelError(f"{path}: has {size:,} bytes, a model may have {MAX_BYTES:,}")
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)  # it may have grown, or be a device without an end
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256.lower():
+        raise ModelError(
+            f"{path}: has the SHA-256 {found}, yet {sha256.lower()} is pinned; "
+            "put the pinned file back, or pin this one if the change is meant"
+        )
+    return data
+
+
+def parse(data: bytes, name: str = "model") -> ModelProto:
+    """The model that `data` holds, checked: the graph is of known operators and carries all that it needs.
+
+    Raises `ModelError`, one sentence that begins with `name`, for
+
+    - what is no ONNX file, or has an operator set that onnxruntime does not promise to run
+    - weights outside the file, wherever a tensor can be; tensors whose bytes do not match their shape
+    - operators that are not in `operators.OPERATORS`: of other domains, random, quantised as they run, on text…
+    - functions that call themselves, and more nodes, nesting, axes or elements than any recurrent network has
+    """
+    if len(data) > MAX_BYTES:
+        raise ModelError(f"{name}: has {len(data):,} bytes, a model may have {MAX_BYTES:,}")
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception as error:  # protobuf's DecodeError; its class moved between releases
+        raise ModelError(f"{name}: is not an ONNX file ({first_line(error)})") from None
+    if not model.graph.node:
+        raise ModelError(f"{name}: is not an ONNX file (it holds no graph)")
+    try:
+        _check(model)
+    except _RefusedError as refused:
+        raise ModelError(f"{name}: {refused}") from None
+    return model
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a library says, cut, and without characters that would steer a terminal."""
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return "".join(character if character.isprintable() else "?" for character in line[:SENTENCE])
+
+
+def _check(model: ModelProto) -> None:
+    """Raise `_RefusedError` for the first thing that a model may not hold."""
+    for text in _texts(model):
+        if isinstance(text, bytes):  # as which protobuf gives what is not UTF-8
+            raise _RefusedError(f"holds a name that is not UTF-8, {text[:SHOWN]!r}; was the file damaged?")
+    _check_opset(model)
+    if model.training_info:
+        raise _RefusedError("holds a training graph; export it for inference")
+    functions = {_key(function): function for function in model.functions}
+    if len(functions) < len(model.functions):
+        raise _RefusedError("holds two functions of one name")
+    extents: dict[Function, Extent] = {}
+    for key in _callees_first(functions):
+        function = functions[key]
+        if key[0] in DEFAULT:
+            raise _RefusedError(f"holds a function in the place of ONNX's own operator {_shown(key[1])}")
+        _check_attributes(function.attribute_proto)
+        extents[key] = _extent(function.node, {}, extents)
+    nodes, depth = _graph_extent(model.graph, extents)
+    if nodes > MAX_NODES:
+        raise _RefusedError(f"has {nodes:,} nodes, a model may have {MAX_NODES:,}")
+    if depth > MAX_DEPTH:
+        raise _RefusedError(f"has graphs nested {depth} deep, {MAX_DEPTH} are allowed")
+
+
+def _texts(model: ModelProto) -> Iterator[str | bytes]:
+    """Every name and note that anybody reads later on."""
+    yield from (model.producer_name, model.domain)
+    yield from (item.domain for item in model.opset_import)
+    yield from chain.from_iterable((entry.key, entry.value) for entry in model.metadata_props)
+    for function in model.functions:
+        yield from (function.name, function.domain, function.overload)
+        yield from chain(function.input, function.output, function.attribute)
+        yield from (item.domain for item in function.opset_import)
+        yield from _node_texts(function.node)
+    yield from _graph_texts(model.graph)
+
+
+def _graph_texts(graph: GraphProto) -> Iterator[str | bytes]:
+    yield graph.name
+    for info in chain(graph.input, graph.output, graph.value_info):
+        yield info.name
+        yield from (dim.dim_param for dim in info.type.tensor_type.shape.dim)
+    yield from (tensor.name for tensor in graph.initializer)
+    yield from (sparse.values.name for sparse in graph.sparse_initializer)
+    yield from _node_texts(graph.node)
+
+
+def _node_texts(nodes: Iterable[NodeProto]) -> Iterator[str | bytes]:
+    for node in nodes:
+        yield from (node.name, node.op_type, node.domain, node.overload)
+        yield from chain(node.input, node.output)
+        for attribute in node.attribute:
+            yield from (attribute.name, attribute.ref_attr_name, attribute.t.name)
+            for graph in _graphs(attribute):
+                yield from _graph_texts(graph)
+
+
+def _check_opset(model: ModelProto) -> None:
+    own = [item for item in model.opset_import if item.domain in DEFAULT]
+    within = chain.from_iterable(function.opset_import for function in model.functions)
+    versions = [item.version for item in chain(own, within) if item.domain in DEFAULT]
+    if not own:
+        raise _RefusedError("does not say which version of ONNX's operators it asks for")
+    if min(versions) < OLDEST_OPSET:
+        raise _RefusedError(
+            f"asks for version {min(versions)} of ONNX's operators, {OLDEST_OPSET} is the oldest that is run"
+        )
+
+
+def _key(item: FunctionProto) -> Function:
+    return item.domain, item.name, item.overload
+
+
+def _called(node: NodeProto) -> Function:
+    return node.domain, node.op_type, node.overload
+
+
+def _callees_first(functions: Mapping[Function, FunctionProto]) -> list[Function]:
+    """The functions in an order in which each comes after those that it calls."""
+    calls = {key: {_called(node) for node in _every_node(f.node)} & set(functions) for key, f in functions.items()}
+    try:
+        return list(TopologicalSorter(calls).static_order())
+    except CycleError as error:
+        raise _RefusedError(f"holds the function {_shown(error.args[1][0][1])}, which calls itself") from None
+
+
+def _every_node(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in _graphs(attribute):
+                yield from _every_node(graph.node)
+
+
+def _graphs(attribute: AttributeProto) -> Sequence[GraphProto]:
+    return [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+
+
+def _graph_extent(graph: GraphProto, functions: Mapping[Function, Extent]) -> Extent:
+    """Check a graph with all graphs in it."""
+    for sparse in graph.sparse_initializer:
+        _refuse_sparse(sparse)
+    for tensor in graph.initializer:
+        _check_tensor(tensor)
+    for info in chain(graph.input, graph.output, graph.value_info):
+        _check_info(info)
+    return _extent(graph.node, {tensor.name: tensor for tensor in graph.initializer}, functions)
+
+
+def _extent(
+    nodes: Iterable[NodeProto], weights: Mapping[str, TensorProto], functions: Mapping[Function, Extent]
+) -> Extent:
+    """Check nodes with all that is in them. `weights` are the initialisers of their own graph."""
+    count = depth = 0
+    for node in nodes:
+        more, below = functions.get(_called(node), (1, 0))
+        if _called(node) not in functions:
+            _check_operator(node, weights)
+        _check_attributes(node.attribute)
+        for attribute in node.attribute:
+            for graph in _graphs(attribute):
+                inside, deeper = _graph_extent(graph, functions)
+                more, below = more + inside, max(below, deeper)
+        count, depth = count + more, max(depth, below)
+    return count, depth + 1
+
+
+def _check_operator(node: NodeProto, weights: Mapping[str, TensorProto]) -> None:
+    """Raise `_RefusedError` unless it is one of ONNX's own operators that a step model may use, and used as such."""
+    if reason := reason_against(node.op_type):
+        raise _RefusedError(f"uses the operator {_shown(node.op_type)}, {reason}")
+    if node.domain not in DEFAULT:
+        raise _RefusedError(
+            f"uses the operator {_shown(node.op_type)} of {_shown(node.domain)}; only ONNX's own operators are run"
+        )
+    if node.op_type not in OPERATORS:
+        raise _RefusedError(f"uses the operator {_shown(node.op_type)}, which is not one that a step model may use")
+    if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
+        flag = weights.get(node.input[2])
+        if flag is None or flag.data_type != TensorProto.BOOL or any(flag.raw_data) or any(flag.int32_data):
+            raise _RefusedError("uses Dropout in training mode, which draws random numbers; export it for inference")
+    if node.op_type == "BatchNormalization" and any(a.name == "training_mode" and a.i for a in node.attribute):
+        raise _RefusedError(
+            "uses BatchNormalization in training mode, where a row depends on its batch-mates; export it for inference"
+        )
+
+
+def _check_attributes(attributes: Iterable[AttributeProto]) -> None:
+    for attribute in attributes:
+        for sparse in chain((attribute.sparse_tensor,), attribute.sparse_tensors):
+            if sparse.ByteSize():
+                _refuse_sparse(sparse)
+        for tensor in chain((attribute.t,) if attribute.HasField("t") else (), attribute.tensors):
+            _check_tensor(tensor)
+        if not attribute.ref_attr_name and attribute.type not in ATTRIBUTES:
+            raise _RefusedError(f"holds the attribute {_shown(attribute.name)} of a kind that no operator takes")
+
+
+def _refuse_sparse(sparse: onnx.SparseTensorProto) -> None:
+    """A few bytes of it may stand for a tensor of any size."""
+    for tensor in (sparse.values, sparse.indices):
+        _refuse_external(tensor)
+    raise _RefusedError(f"holds the sparse weight {_shown(sparse.values.name)}; store it dense")
+
+
+def _refuse_external(tensor: TensorProto) -> None:
+    """Weights kept elsewhere could name any path on the machine, or any address in memory: none is followed."""
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+        raise _RefusedError(f"keeps weight {_shown(tensor.name)} outside the file; export it with the weights inside")
+
+
+def _check_tensor(tensor: TensorProto) -> None:
+    """A tensor has the elements that its shape says: kernels read as many without asking."""
+    _refuse_external(tensor)
+    if tensor.data_type not in ELEMENTS:
+        kind = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in _KINDS else tensor.data_type
+        raise _RefusedError(f"holds the weight {_shown(tensor.name)} of type {kind}, which no step model needs")
+    size, field = ELEMENTS[tensor.data_type]
+    _check_shape(f"weight {_shown(tensor.name)}", tensor.dims)
+    count = prod(tensor.dims)
+    held = {name: len(getattr(tensor, name)) for name in FIELDS}
+    raw = len(tensor.raw_data)
+    fits = raw == count * size and not any(held.values()) if raw else sum(held.values()) == held[field] == count
+    if not fits or tensor.string_data or tensor.HasField("segment"):
+        raise _RefusedError(
+            f"holds the weight {_shown(tensor.name)} with other bytes than its shape "
+            f"{list(tensor.dims)} says; was the file damaged?"
+        )
+
+
+_KINDS = frozenset(TensorProto.DataType.values())
+
+
+def _check_info(info: onnx.ValueInfoProto) -> None:
+    """What a graph declares of a tensor that is computed: of a known kind, of a size that can be."""
+    kind = info.type.WhichOneof("value")
+    if kind not in (None, "tensor_type"):
+        raise _RefusedError(f"declares {_shown(info.name)} as no tensor; a step model works on tensors alone")
+    element = info.type.tensor_type.elem_type
+    if element and element not in ELEMENTS:
+        raise _RefusedError(f"declares {_shown(info.name)} of a type that no step model needs")
+    _check_shape(_shown(info.name), [dim.dim_value for dim in info.type.tensor_type.shape.dim])
+
+
+def _check_shape(what: str, dims: Sequence[int]) -> None:
+    if len(dims) > MAX_RANK:
+        raise _RefusedError(f"holds {what} with {len(dims)} axes, {MAX_RANK} are allowed")
+    for size in dims:
+        if not 0 <= size <= MAX_SIZE:
+            raise _RefusedError(f"holds {what} with {size} elements along an axis; there may be 0 to {MAX_SIZE:,}")
+
+
+def _shown(name: str) -> str:
+    """A name from the file as a sentence may repeat it: quoted, escaped and cut.
+
+    >>> _shown("a\\n" + "b" * 100)[:8]
+    "'a\\\\nbbbb"
+    """
+    return repr(name if len(name) <= SHOWN else name[: SHOWN - 1] + "…")
