@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from statestep.consumers import show, tables
+from statestep.consumers import first_load, show, tables, wiring
 from statestep.consumers.config import ConfigError
-from statestep.consumers.options import Debug, Key, ends_in_onnx, names
+from statestep.consumers.options import Debug, Key, ModelSha256, ends_in_onnx, names
 from statestep.consumers.terminal import err, out, told, training
-from statestep.runtime import StepModel
+from statestep.runtime import guard
 
 
 @told
@@ -145,10 +145,11 @@ def export(
 def inspect(
     model: Annotated[Path, typer.Argument(help="The step model.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the contract as JSON, for programs.")] = False,
+    model_sha256: ModelSha256 = None,
     debug: Debug = False,
 ) -> None:
     """Print a step model's contract: its features, states and outputs."""
-    found = StepModel.load(model)
+    found = wiring.load_model(model, sha256=model_sha256)
     if as_json:
         typer.echo(
             json.dumps(json.loads(found.contract.to_json()) | {"sha256": found.fingerprint, "opset": found.opset})
@@ -165,14 +166,19 @@ def verify(
     window: Annotated[int | None, typer.Option(min=1, help="Also compare with predictions from windows of N.")] = None,
     sequence: Annotated[bool, typer.Option(help="Compare with the sequence file beside the model.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of the drawn sequences.")] = 0,
+    model_sha256: ModelSha256 = None,
     debug: Debug = False,
 ) -> None:
     """Prove on this machine that stepping equals the whole sequence and that batches do not matter."""
+    from statestep.export.verify import sequence_path
     from statestep.export.verify import verify as prove
 
+    features = wiring.load_model(model, sha256=model_sha256).contract.feature_names
+    if sequence and sequence_path(model).exists():
+        reference = sequence_path(model)
+        first_load.rehearse(guard.read(reference), str(reference), kind="graph")
     streams = None
     if data is not None:
-        features = StepModel.load(model).contract.feature_names
         streams, _ = tables.load_streams(data, features, key=key)
     with err.status("stepping"):
         report = prove(model, streams, window=window, sequence=sequence, seed=seed)

@@ -12,11 +12,10 @@ from rich.markup import escape
 
 from statestep.consumers import config, show, wiring
 from statestep.consumers.config import ConfigError
-from statestep.consumers.options import Data, Debug, Key, Model, Time, pair
+from statestep.consumers.options import Data, Debug, Key, Model, ModelSha256, Time, pair
 from statestep.consumers.pipeline import Policy
 from statestep.consumers.tables import FileError
 from statestep.consumers.terminal import counting, err, log_to_stderr, out, told
-from statestep.runtime import StepModel
 
 
 @told
@@ -31,16 +30,18 @@ def replay(
     dead_letters: Annotated[str | None, typer.Option(help="Refused records; beside the output by default.")] = None,
     on_bad_message: Annotated[Policy, typer.Option(help="What happens to a refused record.")] = "dead-letter",
     max_streams: Annotated[int, typer.Option(min=1, help="Streams remembered at most.")] = 1_000_000,
+    model_sha256: ModelSha256 = None,
     debug: Debug = False,
 ) -> None:
     """Run history through the same service that runs behind Kafka, without a broker."""
     log_to_stderr("warning")
     stop = wiring.stop_on_signals()
+    loaded = wiring.load_model(model, sha256=model_sha256)  # before the progress bar's thread: it may fork
     began = clock.monotonic()
     with counting() as progress:
         task = progress.add_task("replaying", total=None)
         done = wiring.replay(
-            StepModel.load(model),
+            loaded,
             data,
             out_path,
             key=key,
@@ -65,6 +66,7 @@ def replay(
 def run(
     config_file: Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")] = None,
     model: Annotated[Path | None, typer.Option(help="The step model.")] = None,
+    model_sha256: ModelSha256 = None,
     bootstrap_servers: Annotated[str | None, typer.Option(help="Kafka brokers, host:port[,…].")] = None,
     input_topic: Annotated[str | None, typer.Option("--input", help="The topic to read.")] = None,
     output: Annotated[str | None, typer.Option(help="The topic for predictions.")] = None,

@@ -31,6 +31,7 @@ from statestep.consumers.times import parse_time
 
 PREFIX = "STATESTEP_"
 TESTS = "STATESTEP_TEST_"  # the test suite's own
+SHA256 = r"^[0-9A-Fa-f]{64}$"
 TOPIC = r"^[A-Za-z0-9._-]{1,249}$"  # what a broker accepts as a topic's name
 
 
@@ -50,6 +51,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     model: Path = Field(description="The step model, an .onnx file.")
+    model_sha256: str | None = Field(
+        None, pattern=SHA256, description="The SHA-256 of the model file, in hex; any other file is refused."
+    )
     bootstrap_servers: str = Field(min_length=1, description="Kafka brokers, host:port separated by commas.")
     input: str = Field(pattern=TOPIC, description="The topic to read.")
     output: str = Field(pattern=TOPIC, description="The topic to write predictions to.")

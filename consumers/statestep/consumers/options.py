@@ -10,6 +10,7 @@ import typer
 from statestep.consumers.config import ConfigError
 
 Model = Annotated[Path, typer.Option(help="The step model, an .onnx file.")]
+ModelSha256 = Annotated[str | None, typer.Option(help="The SHA-256 of the model file; any other file is refused.")]
 Data = Annotated[str, typer.Option(help="Readings: a .csv, .jsonl or .parquet file, or - for JSONL on standard input.")]
 Key = Annotated[str | None, typer.Option(help="The column that names the stream. Without it the file is one stream.")]
 Time = Annotated[str, typer.Option(help="The column that holds the time: ISO 8601, or a number since 1970.")]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from statestep.consumers import tables
+from statestep.consumers import first_load, tables
 from statestep.consumers.broker import KafkaSink, KafkaSource
 from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES, Decoder, Encoder, Fields
-from statestep.consumers.config import Settings
+from statestep.consumers.config import SHA256, ConfigError, Settings
 from statestep.consumers.files import FileSink, FileSource
 from statestep.consumers.http import HttpServer
 from statestep.consumers.kafka_client import prepare_topics
@@ -24,12 +26,26 @@ from statestep.consumers.pipeline import Batch, Pipeline, Policy
 from statestep.consumers.ports import Sink, Source
 from statestep.consumers.service import Limits, Service, Summary, TimedModel
 from statestep.consumers.times import parse_time
-from statestep.runtime import Engine, StepModel
+from statestep.runtime import Engine, StepModel, guard
 
 log = logging.getLogger("statestep")
 
 STOP_SECONDS = 10.0  # from SIGTERM to the end, come what may
 EXIT_RESTART = 75  # EX_TEMPFAIL: the deadline passed, start me again
+
+
+def load_model(path: str | Path, *, sha256: str | None = None, **how: Any) -> StepModel:
+    """Load a step model from a file that nobody has vouched for; `how` is what `StepModel` is given beside the bytes.
+
+    Unless it is pinned by its `sha256`, in hex, it is loaded in a child process first. Raises `ModelError`, one
+    sentence, where it is no step model, not the pinned one, or where the child did not survive it.
+    """
+    if sha256 is not None and not re.fullmatch(SHA256, sha256):
+        raise ConfigError(f"--model-sha256 is {sha256!r}: it must be 64 hexadecimal digits")
+    data = guard.read(path, sha256)
+    if sha256 is None:
+        first_load.rehearse(data, str(path), how)
+    return StepModel(data, name=str(path), **how)
 
 
 def build(
@@ -82,7 +98,7 @@ def serve_kafka(settings: Settings, stop: threading.Event) -> Summary:
 
 def _serve_kafka(settings: Settings, stop: threading.Event, stack: ExitStack) -> Summary:
     """What can fail without a broker comes first, and the port before the group: a second start harms nobody."""
-    model = StepModel.load(settings.model)
+    model = load_model(settings.model, sha256=settings.model_sha256)
     fields = Fields(settings.time, settings.key)
     Decoder(model.contract, fields)  # tells of a clash of names
     properties = settings.kafka_properties()
