@@ -1,0 +1,284 @@
+"""Any ONNX graph over sequences → a step model that is proven equal to it; one from elsewhere gets its contract.
+
+A conversion reads the graph as hostile, finds out what its axes are, gives every node that walks along time its state
+from outside, cuts the result down to one timestep, and proves it. No torch is needed. What cannot be proven is not
+written.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, numpy_helper
+
+from statestep.export.carry import Carried, carried
+from statestep.export.compare import Array
+from statestep.export.errors import ExportError
+from statestep.export.layout import layout_of
+from statestep.export.offline import offline_of
+from statestep.export.probe import Tags, probe
+from statestep.export.proof import Proof, company, prove
+from statestep.export.stepping import step_graph_of
+from statestep.export.surgery import prepared
+from statestep.export.verify import Report, sequence_path, verify
+from statestep.export.weigh import halved, rounded
+from statestep.export.whole import LAYOUTS, Whole, dims_of, vocabulary
+from statestep.runtime import Contract, Feature, ModelError, Output, StepModel, guard, stamp
+
+WEIGHTS = ("fp32", "fp16")
+PROOF_ROWS = 200  # of each given sequence; the last check goes over more of them
+PROOF_STREAMS = 4
+
+Pairs = Mapping[str, str | tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a graph cannot say of itself. Names of features and targets; the output that forecasts the next row."""
+
+    name: str | None = None
+    model_version: str = "1"
+    features: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
+    prediction: str | None = None
+    period_seconds: float | None = None
+    license: str | None = None
+    more: Mapping[str, Any] | None = None  # other keys of the contract
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What was written. A model that was a step model already has no `proof`, no `sequence`, and no `notes`."""
+
+    model: Path
+    sequence: Path | None
+    contract: Contract
+    report: Report
+    proof: Proof | None = None
+    weights_cost: float | None = None  # what float16 weights change, in units of each output's spread
+
+
+def convert(
+    path: str | Path,
+    out: str | Path,
+    described: Described | None = None,
+    *,
+    layout: str | None = None,
+    states: Pairs | None = None,
+    constants: Mapping[str, Any] | None = None,
+    weights: str = "fp32",
+    data: Mapping[str, Array] | None = None,
+    seed: int = 0,
+) -> Converted:
+    """Write the step model of the graph at `path` to `out`, and the graph itself as `<name>.sequence.onnx`.
+
+    `layout` says which axes an input has (BTF: batch, time, feature), where that cannot be told. `states` (input →
+    output, or (output, batch axis)) and `constants` are for step models from elsewhere and for inputs that are no
+    readings. `weights` "fp16" stores the weights in half the bytes, computed with as before. `data` (stream → readings
+    [T, F]) is gone by beside random sequences drawn from `seed`.
+
+    Raises `ModelError` for a file that is no ONNX model, `ExportError` for one that cannot be streamed or whose proof
+    fails; then nothing has been written.
+    """
+    out, described = Path(out), described or Described()
+    if out.suffix != ".onnx":
+        raise ExportError(f"the model is to be written to {str(out)!r}, its name must end in .onnx")
+    if weights not in WEIGHTS:
+        raise ExportError(f"weights is {weights!r}, it must be one of {list(WEIGHTS)}")
+    if layout is not None and layout not in LAYOUTS:
+        raise ExportError(f"layout is {layout!r}, it must be one of {list(LAYOUTS)}")
+    raw = guard.read(path)
+    model = guard.parse(raw, str(path))
+    step = _as_step_model(raw, path, states, constants)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as folder:
+            draft = Path(folder) / out.name
+            if step is not None:
+                done = _stamped(model, step, described, constants, weights, draft, data)
+            else:
+                done = _converted(model, described, layout, constants, weights, draft, data, seed)
+            for file in (sequence_path(draft), draft):
+                if file.exists():
+                    file.replace(out.parent / file.name)
+    except OSError as error:
+        raise ExportError(f"the model cannot be written to {str(out)!r}: {error.strerror}") from None
+    return replace(done, model=out, sequence=None if done.sequence is None else sequence_path(out))
+
+
+def _as_step_model(
+    raw: bytes, path: str | Path, states: Pairs | None, constants: Mapping[str, Any] | None
+) -> StepModel | None:
+    """The model, where it takes single timesteps and its own state already."""
+    try:
+        return StepModel(raw, name=str(path), states=states, constants=constants)
+    except ModelError:
+        if states is not None:
+            raise
+        return None
+
+
+def _stamped(
+    model: ModelProto,
+    step: StepModel,
+    described: Described,
+    constants: Mapping[str, Any] | None,
+    weights: str,
+    draft: Path,
+    data: Mapping[str, Array] | None,
+) -> Converted:
+    """A step model from elsewhere, its graph as it is, with the contract that was told or found."""
+    fix_constants(model, constants or {})
+    if weights == "fp16":
+        model = halved(model)
+    features = described.features or step.contract.feature_names
+    if len(features) != len(step.contract.features):
+        raise ExportError(f"{len(features)} features are named, the model takes {len(step.contract.features)}")
+    found = replace(
+        step.contract,
+        features=tuple(Feature(name) for name in features),
+        outputs=_with_roles([output.name for output in step.contract.outputs], features, described),
+    )
+    contract = _with_description(found, described, draft)
+    report = _written(model, contract, draft, data, sequence=False)
+    return Converted(draft, None, contract, report)
+
+
+def _converted(
+    model: ModelProto,
+    described: Described,
+    layout: str | None,
+    constants: Mapping[str, Any] | None,
+    weights: str,
+    draft: Path,
+    data: Mapping[str, Array] | None,
+    seed: int,
+) -> Converted:
+    """A graph over sequences, cut down to one timestep and proven against itself."""
+    fix_constants(model, constants or {})
+    ready = prepared(model)
+    if weights == "fp16":
+        ready = rounded(ready)
+    axes = layout_of(ready, layout)
+    original = Whole(ready, axes)
+    tags = probe(Whole(ready, axes, plain=True))
+    work = carried(ready, axes, tags)
+    graph = step_graph_of(work, tags)
+    contract = _contract(original, work, tags, described, draft)
+    stamp(graph, contract)
+    step = StepModel(graph.SerializeToString(), name=contract.name)
+    proof = prove(original, work, step, tags, given=_given(data, axes.width), seed=seed)
+    if sentence := company(graph, step):
+        raise ExportError(sentence)
+    onnx.save(offline_of(ready, axes, tags), sequence_path(draft))
+    if weights == "fp16":
+        graph = halved(graph)
+    parity = {"steps": proof.timesteps, "max_abs_difference": float(f"{proof.absolute:.2g}")}
+    contract = replace(contract, parity=parity)
+    report = _written(graph, contract, draft, data, sequence=True)
+    return Converted(draft, sequence_path(draft), contract, report, proof)
+
+
+def _written(
+    graph: ModelProto, contract: Contract, draft: Path, data: Mapping[str, Array] | None, *, sequence: bool
+) -> Report:
+    """Write the step model at `draft` and check what was written, as `statestep verify` will."""
+    stamp(graph, contract)
+    onnx.save(graph, draft)
+    report = verify(draft, data, sequence=sequence)
+    if not report.passed:
+        failed = report.failures[0]
+        raise ExportError(f"the converted model fails its proof ({failed.name}): {failed.detail}")
+    return report
+
+
+def _given(data: Mapping[str, Array] | None, width: int) -> list[Array]:
+    """The beginnings of the given streams, as sequences [T, 1, F]."""
+    found = []
+    for rows in list((data or {}).values())[:PROOF_STREAMS]:
+        if rows.ndim == 2 and rows.shape[1] == width:
+            whole = np.ascontiguousarray(rows, np.float32)
+            found.append(whole[np.isfinite(whole).all(axis=1)][:PROOF_ROWS, None])
+    return [x for x in found if len(x)]
+
+
+def fix_constants(model: ModelProto, constants: Mapping[str, Any]) -> None:
+    """Make initialisers of the inputs that are given a value, in place."""
+    graph = model.graph
+    for name, given in constants.items():
+        value = next((value for value in graph.input if value.name == name), None)
+        if value is None:
+            raise ExportError(f"the graph has no input {name!r}, it has {[value.name for value in graph.input]}")
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        try:
+            array = np.asarray(given, dtype)
+            shape = [dim.dim_value or 1 for dim in dims_of(value)]
+            array = np.ascontiguousarray(np.broadcast_to(array, shape) if array.ndim < len(shape) else array)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ExportError(f"input {name!r} cannot be set to {given!r}: {error}") from None
+        graph.input.remove(value)
+        graph.initializer.append(numpy_helper.from_array(array, name))
+
+
+def _contract(original: Whole, work: Carried, tags: Tags, described: Described, draft: Path) -> Contract:
+    """What the tensors of the step model mean, as far as the graph and its owner say."""
+    width = original.layout.width
+    features = described.features or tuple(f"x{column}" for column in range(width))
+    if len(features) != width:
+        raise ExportError(f"{len(features)} features are named, the graph takes {width} readings a timestep")
+    known = []
+    for entry in original.layout.entries:
+        size = vocabulary(original.model, entry)
+        for name in features[entry.first : entry.first + entry.width]:
+            known.append(Feature(name) if size is None else Feature(name, min=0, max=size - 1))
+    states = {state.output for state in work.states}
+    names = [value.name for value in work.model.graph.output if value.name not in states]
+    for name in names:
+        tag = tags[name]
+        if tag.batch is None and tag.merged is None:
+            raise ExportError(f"output {name!r} of shape {list(tag.shape)} has no row for each stream: take it out")
+    contract = Contract(
+        name=described.name or draft.stem,
+        features=tuple(known),
+        states=tuple(work.states),
+        outputs=_with_roles(names, features, described),
+    )
+    return _with_description(contract, described, draft)
+
+
+def _with_roles(names: Sequence[str], features: Sequence[str], described: Described) -> tuple[Output, ...]:
+    """The outputs, the forecast among them where its owner names it or its targets."""
+    prediction = described.prediction
+    if prediction is None and described.targets is not None:
+        if len(names) != 1:
+            raise ExportError(
+                f"targets are named and the model has the outputs {list(names)}: say which forecasts them"
+            )
+        prediction = names[0]
+    if prediction is not None and prediction not in names:
+        raise ExportError(f"the prediction is to be {prediction!r}, the model has the outputs {list(names)}")
+    targets = described.targets or tuple(features)
+    if unknown := sorted(set(targets) - set(features)):
+        raise ExportError(f"target {unknown[0]!r} is no feature, these are: {list(features)}")
+    return tuple(
+        Output(name, role="prediction", features=targets) if name == prediction else Output(name) for name in names
+    )
+
+
+def _with_description(contract: Contract, described: Described, draft: Path) -> Contract:
+    return replace(
+        contract,
+        name=described.name or draft.stem,
+        model_version=described.model_version,
+        period_seconds=described.period_seconds,
+        license=described.license,
+        producer=f"statestep {version('statestep')} (converted)",
+        **(described.more or {}),
+    )

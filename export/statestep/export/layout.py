@@ -1,0 +1,175 @@
+"""What each input of a graph over sequences is: readings with their axes, states, or lengths; told by trying it out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto
+
+from statestep.export.errors import ExportError
+from statestep.export.surgery import attribute, bodies, constants_of
+from statestep.export.whole import BATCH, LAYOUTS, LENGTHS, RECURRENT, STEPS, Entry, Layout, Whole, dims_of, drawn
+from statestep.runtime.pairs import partners
+
+TIME_NAMES = ("time", "seq", "step", "length", "frame", "t")
+BATCH_NAMES = ("batch", "b", "n")
+
+
+def layout_of(model: ModelProto, wanted: str | None = None) -> Layout:
+    """Tell readings, states and lengths apart, and find the axes, by trying them out.
+
+    `wanted` settles the axes of every input of readings: one of `LAYOUTS`. Raises `ExportError` where an input
+    is none of the three, or the axes cannot be told.
+    """
+    graph = model.graph
+    reach = {value.name: set(_ends(graph.node, value.name)) for value in graph.input}
+    pairs = _pairs(graph)
+    lengths = tuple(name for name, ends in reach.items() if ends == {"length"})
+    initials = tuple(n for n, ends in reach.items() if ends == {"state"} and n not in dict(pairs))
+    apart = {*dict(pairs), *lengths, *initials}
+    readings = [value for value in graph.input if value.name not in apart]
+    if not readings:
+        raise ExportError("the graph has no input that could be readings")
+    found: list[tuple[int, tuple[Entry, ...]]] = []
+    problems: list[str] = []
+    for entries in _candidates(readings, wanted):
+        layout = Layout(entries, pairs, initials, lengths)
+        try:
+            found.append((_evidence(model, layout), entries))
+        except ExportError as error:
+            problems.append(str(error))
+    if not found:
+        raise ExportError(problems[0] if problems else _no_layout(readings))
+    most = max(score for score, _ in found)
+    best = [entries for score, entries in found if score == most]
+    if len(best) > 1:
+        named = [way for way in best if all(map(_named_so, readings, way))]
+        best = named or best
+    if len(best) > 1:
+        letters = [_letters(entries[0]) for entries in best]
+        raise ExportError(
+            f"the axes of input {readings[0].name!r} could be any of {letters} "
+            "(B batch, T time, F feature): say which by --layout"
+        )
+    return Layout(best[0], pairs, initials, lengths)
+
+
+def _no_layout(readings: Sequence[Any]) -> str:
+    shapes = {value.name: [d.dim_value or d.dim_param or "?" for d in dims_of(value)] for value in readings}
+    return (
+        f"the inputs {shapes} are no readings of sequences: [batch, time, feature] in some order, the feature axis "
+        "of a fixed size; fix an input that is a constant by --set name=value"
+    )
+
+
+def _pairs(graph: onnx.GraphProto) -> tuple[tuple[str, str], ...]:
+    """The states that a graph takes and gives, by name and shape."""
+    leaving = {value.name: value for value in graph.output}
+    found = []
+    for value in graph.input:
+        for name in partners(value.name):
+            other = leaving.get(name)
+            if other is not None and _shape(other) == _shape(value):
+                found.append((value.name, name))
+                break
+    return tuple(found)
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int, tuple[Any, ...]]:
+    kind = value.type.tensor_type
+    return kind.elem_type, tuple(d.dim_value or None for d in kind.shape.dim)
+
+
+def _ends(nodes: Any, start: str) -> Iterator[str]:
+    """What an input is used as in the end: "state", "length" or "value", through nodes that only move it about."""
+    moving = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Transpose", "Expand"}
+    names = {start}
+    for node in nodes:
+        for place, name in enumerate(node.input):
+            if name not in names:
+                continue
+            if node.op_type in RECURRENT and place in RECURRENT[node.op_type]:
+                yield "state"
+            elif node.op_type in RECURRENT and place == LENGTHS:
+                yield "length"
+            elif node.op_type in moving and place == 0:
+                names.update(node.output)
+            elif node.op_type != "Shape":
+                yield "value"
+        if any(name in names for body in bodies(node) for inner in body.node for name in inner.input):
+            yield "value"
+
+
+def _candidates(readings: Sequence[Any], wanted: str | None) -> Iterator[tuple[Entry, ...]]:
+    """Every way to read the inputs' axes."""
+    options = []
+    for value in readings:
+        dims = [d.dim_value or None for d in dims_of(value)]
+        shapes = [LAYOUTS[wanted]] if wanted else list(LAYOUTS.values())
+        ways = []
+        for batch, time, feature in shapes:
+            if len(dims) != (2 if feature is None else 3):
+                continue
+            width = 1 if feature is None else dims[feature]
+            if width is not None:
+                ways.append((value, batch, time, feature, width, dims[time], dims[batch]))
+        options.append(ways)
+    for chosen in itertools.product(*options):
+        entries, first = [], 0
+        for value, batch, time, feature, width, steps, streams in chosen:
+            kind = value.type.tensor_type.elem_type
+            entries.append(Entry(value.name, kind, batch, time, feature, width, first, steps, streams))
+            first += width
+        if len({entry.steps for entry in entries}) == 1 == len({entry.streams for entry in entries}):
+            yield tuple(entries)
+
+
+def _named_so(value: Any, entry: Entry) -> bool:
+    """Whether the axes' own names say what the entry says."""
+    time = dims_of(value)[entry.time].dim_param.lower()
+    batch = dims_of(value)[entry.batch].dim_param.lower()
+    return _among(time, TIME_NAMES) or (_among(batch, BATCH_NAMES) and not _among(time, BATCH_NAMES))
+
+
+def _among(name: str, words: Sequence[str]) -> bool:
+    return any(name == word or (len(word) > 1 and word in name) for word in words)
+
+
+def _letters(entry: Entry) -> str:
+    return next(name for name, axes in LAYOUTS.items() if axes == (entry.batch, entry.time, entry.feature))
+
+
+def _evidence(model: ModelProto, layout: Layout) -> int:
+    """How many nodes that walk along time find it where the layout has it, less those that do not."""
+    steps, streams = layout.steps or STEPS, layout.streams or BATCH
+    tensors = Whole(model, layout, plain=True).run(drawn(model, layout, steps, streams, 0))
+    held = constants_of(model.graph)
+    score = 0
+    for node in model.graph.node:
+        shapes = [np.shape(tensors.get(name, held.get(name, ()))) for name in node.input]
+        entry = layout.entries[0]
+        if node.input and node.input[0] in {e.name for e in layout.entries}:
+            entry = next(e for e in layout.entries if e.name == node.input[0])
+            shapes[0] = entry.laid_out(np.zeros((steps, streams, layout.width), np.float32)).shape
+        if node.op_type in RECURRENT:
+            score += 1 if shapes[0][:2] == (steps, streams) else -1
+        elif node.op_type == "Loop":
+            gathered = [np.shape(tensors[name]) for name in node.output if name in tensors]
+            score += any(shape[:1] == (steps,) for shape in gathered) - any(
+                shape[:1] == (streams,) for shape in gathered
+            )
+        elif node.op_type == "Scan":
+            score += _scanned(node, shapes, steps)
+        elif node.op_type == "Conv":
+            score += any(size >= steps for size in shapes[0][2:]) - (streams in shapes[0][2:])
+    return score
+
+
+def _scanned(node: NodeProto, shapes: Sequence[tuple[int, ...]], steps: int) -> int:
+    count = attribute(node, "num_scan_inputs")
+    axes = attribute(node, "scan_input_axes", [0] * count)
+    return 1 if all(s and s[a] == steps for s, a in zip(shapes[-count:], axes, strict=True)) else -1
