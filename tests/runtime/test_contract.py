@@ -12,12 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statestep.runtime import Contract, ContractError, Feature, Output, State, StepModel, detect, stamp
-from statestep.runtime.contract import CONTRACT_KEY, DTYPES, MISSING_POLICIES, ROLES
-from statestep.runtime.pairs import Tensor
+from statestep.runtime import Contract, ContractError, Feature, Output, State, StepModel, stamp
+from statestep.runtime.contract import DTYPES, MISSING_POLICIES, ROLES
 
-from ..models import detector, smoother, smoother_contract
+from ..models import smoother, smoother_contract
 
+MEMORY = {
+    "steps": 400,
+    "starts": 16,
+    "outputs": {"y": {"0.01": 37, "0.0001": 80, "equal": None}},
+    "curve": {"steps": [1, 10, 400], "gap": [1.5, 0.2, 1e-7]},
+    "warm": 37,
+}
 FULL = Contract(
     name="pump",
     features=(Feature("flow", "m³/h", 0.0, 12.5), Feature('Druck\n"1"', None, -1, None)),
@@ -33,11 +39,13 @@ FULL = Contract(
     missing="own-forecast",
     period_seconds=300,
     horizon=3,
-    memory={"steps": 40},
+    memory=MEMORY,
     parity={"steps": 200, "max_abs_difference": 1e-7},
     producer="a test",
     license="MIT",
     trained_on="machine.csv",
+    author="A. Team",
+    description="Forecasts the flow.",
 )
 
 NAMES = st.text(min_size=1, max_size=8)
@@ -95,7 +103,9 @@ def test_the_document_has_the_keys_that_other_tools_rely_on() -> None:
     assert document["outputs"][0] == {"name": "y", "batch_axis": 0, "role": "prediction", "features": ["flow"]}
     assert {"name", "model_version", "input", "input_dtype", "missing", "horizon", "parity"} < set(document)
     bare = json.loads(smoother_contract().to_json())
-    assert not {"period_seconds", "memory", "parity", "license", "trained_on", "producer"} & set(bare)
+    absent = {"period_seconds", "memory", "parity", "license", "trained_on", "producer", "author", "description"}
+    assert not absent & set(bare)
+    assert document["memory"] == MEMORY  # null is a finding, and stays
 
 
 def test_what_is_left_out_has_its_default() -> None:
@@ -169,6 +179,17 @@ SENSELESS: list[tuple[dict[str, Any], str]] = [
     ({"features": (Feature(""),)}, "a feature's name is ''"),
     ({"features": (Feature(7),)}, "a feature's name is 7"),  # type: ignore[arg-type]
     ({"features": (Feature("a", min="low"),)}, "feature 'a' has the range 'low' to None"),  # type: ignore[arg-type]
+    ({"features": (Feature("a", unit=5),)}, "the unit of feature 'a' is 5, it must be a text"),  # type: ignore[arg-type]
+    ({"features": (Feature("a", max=float("inf")),)}, "feature 'a' has the range None to inf"),
+    ({"author": 5}, "author is 5, it must be a text"),
+    ({"description": ["a"]}, r"description is \['a'\]"),
+    ({"memory": 5}, "memory is 5, it must be as statestep.export.horizon gives it"),
+    ({"memory": {"warm": 0}}, "memory is {'warm': 0}"),
+    ({"memory": {"warm": True}}, "memory is {'warm': True}"),
+    ({"memory": {"outputs": {"y": 5}}}, "memory is"),
+    ({"memory": {"outputs": {"y": {"0.01": "37"}}}}, "memory is"),
+    ({"memory": {"curve": {"steps": [1], "gap": []}}}, "memory is"),
+    ({"memory": {"curve": {"steps": [1], "gap": [float("inf")]}}}, "memory is"),
     ({"states": (State("h", "", (2,)),)}, "the output of state 'h' is ''"),
     ({"states": (State("x", "next_h", (2,)),)}, r"each input once, \['x'\]"),
     ({"states": (State("h", "n", (2,)), State("h", "m", (2,)))}, r"each input once, \['h'\]"),
@@ -223,103 +244,21 @@ def test_stamping_replaces_what_was_there_and_keeps_the_rest() -> None:
     assert StepModel(model.SerializeToString()).contract == smoother_contract(name="second")
 
 
-def tensors(**shapes: tuple[Any, ...]) -> list[Tensor]:
-    return [Tensor(name, shape, "float32") for name, shape in shapes.items()]
-
-
-@pytest.mark.parametrize(
-    ("state", "output"),
-    [
-        ("h0", "hn"),
-        ("c0", "cn"),
-        ("h_0", "h_n"),
-        ("state", "stateN"),
-        ("state0", "new_state0"),
-        ("past_h", "present_h"),
-        ("past", "present"),
-        ("cache", "cache_next"),
-        ("h", "next_h"),
-        ("h_in", "h_out"),
-        ("hidden", "hidden_out"),
-    ],
-)
-def test_pairs_are_told_by_the_names_that_tools_give(state: str, output: str) -> None:
-    """Each way of naming a state on its way in and out is known."""
-    shape = ("B", 8)
-    found = detect("m", tensors(x=("B", 3), **{state: shape}), tensors(y=("B", 1), **{output: shape}))
-    assert found.states == (State(state, output, (8,)),)
-    assert found.input == "x"
-    assert [feature.name for feature in found.features] == ["x0", "x1", "x2"]
-    assert found.outputs == (Output("y"),)
-
-
-def test_the_batch_is_the_one_free_dimension() -> None:
-    """torch's [layers, batch, units] has it at axis 1, whatever the dimension is called."""
-    found = detect("m", tensors(x=(None, 3), h0=(2, "n", 8)), tensors(y=("n", 3), hn=(2, "m", 8)))
-    assert found.states == (State("h0", "hn", (2, 8), batch_axis=1),)
-
-
-def test_a_pair_by_hand_needs_no_such_name() -> None:
-    """What is named settles the pair and its batch axis; the other states are still found."""
-    inputs = tensors(x=("B", 3), a=("B", 4), h0=("B", 2))
-    outputs = tensors(y=("B", 3), b=("B", 4), hn=("B", 2))
-    found = detect("m", inputs, outputs, named={"a": ("b", 0)})
-    assert found.states == (State("a", "b", (4,)), State("h0", "hn", (2,)))
-
-
-XY = {"x": ("B", 3)}, {"y": ("B", 3)}
-
-
-@pytest.mark.parametrize(
-    ("inputs", "outputs", "named", "sentence"),
-    [
-        ({}, {}, None, "has no state pair: inputs .*'x'.*, outputs .*'y'.*; a step model takes each state in"),
-        ({"h0": ("B", 2)}, {"hn": ("B", 3)}, None, "has no state pair"),
-        ({"h0": ("B", 2)}, {"hn": ("B", 2, 1)}, None, "has no state pair"),
-        ({"h0": ("B", 2)}, {"hn": ("B", 2), "h_n": ("B", 2)}, None, r"'h0' could pair with any of \['hn', 'h_n'\]"),
-        ({"h0": ("B", 2), "z": ("B", 2)}, {"hn": ("B", 2)}, None, r"there are \['x', 'z'\]"),
-        ({"h0": (1, 2)}, {"hn": (1, 2)}, None, r"\[1, 2\]: its batch axis must be its one free dimension"),
-        ({"h0": ("B", "U")}, {"hn": ("B", "U")}, None, "must be its one free dimension"),
-        ({"a": ("B", 2)}, {"b": ("B", 2)}, {"a": ("c", 0)}, "'a': the graph has no output 'c', it has"),
-        ({"a": ("B", 2)}, {"b": ("B", 2)}, {"q": ("b", 0)}, "the graph has no input 'q', it has"),
-        ({"a": ("B", 2)}, {"b": ("B", 2)}, {"a": ("b", 1)}, "axis 1 cannot be its batch axis"),
-        ({"a": ("B", 2)}, {"b": ("B", 2)}, {"a": ("b", 5)}, "axis 5 cannot be its batch axis"),
-        ({"a": ("B", 2)}, {"b": ("B", 2)}, {"a": ("b", -1)}, "axis -1 cannot be its batch axis"),
-    ],
-)
-def test_a_guess_that_is_not_sure_is_refused(
-    inputs: dict[str, Any], outputs: dict[str, Any], named: dict[str, tuple[str, int]] | None, sentence: str
-) -> None:
-    """No pair, two candidates, no free batch axis, names that are not there: the sentence lists what there is."""
-    with pytest.raises(ContractError, match=sentence):
-        detect("m", tensors(**XY[0], **inputs), tensors(**XY[1], **outputs), named=named)
-
-
-@pytest.mark.parametrize("shape", [("B",), ("B", "F"), ("B", 3, 1)])
-def test_the_observation_is_a_row_of_features(shape: tuple[Any, ...]) -> None:
-    """An input of another rank, or of unknown width, is no observation."""
-    with pytest.raises(ContractError, match="a step takes \\[batch, features\\]"):
-        detect("m", tensors(x=shape, h0=("B", 2)), tensors(y=("B", 3), hn=("B", 2)))
-
-
-def test_a_model_without_a_contract_runs_as_with_one() -> None:
-    """Stripped of its metadata the detector's LSTM states and others are found again, and step to the same bits."""
-    whole = StepModel(detector())
-    model = onnx.load_model_from_string(detector())
-    del model.metadata_props[:]
-    bare = StepModel(
-        model.SerializeToString(),
-        states={
-            "forecast": ("next_forecast", 0),
-            "error": ("next_error", 0),
-            "seen": ("next_seen", 0),
-            "alarmed": ("next_alarmed", 0),
-        },
+def test_flat_entries_tell_other_tools_what_a_model_is() -> None:
+    """Viewers of ONNX files show these without knowing of contracts; what is absent makes no entry."""
+    model = smoother()
+    stamp(model, smoother_contract(author="A. Team", description="Smooths."))
+    flat = {entry.key: entry.value for entry in model.metadata_props}
+    assert (flat["name"], flat["version"], flat["author"], flat["description"]) == (
+        "smoother",
+        "1",
+        "A. Team",
+        "Smooths.",
     )
-    assert {s.input: s for s in bare.contract.states} == {s.input: s for s in whole.contract.states}
-    assert CONTRACT_KEY not in {entry.key for entry in model.metadata_props}
-    x = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
-    states = [np.stack([value] * 3) for value in whole.initial_states()]
-    outputs, _ = whole.step(x, states)
-    again, _ = bare.step(x, states)
-    assert {n: v.tobytes() for n, v in outputs.items()} == {n: again[n].tobytes() for n in outputs}
+    assert "license" not in flat
+
+
+@pytest.mark.parametrize(("memory", "warm"), [(None, None), ({}, None), ({"warm": None}, None), (MEMORY, 37)])
+def test_a_stream_is_warm_from_the_step_that_the_memory_says(memory: dict[str, Any] | None, warm: int | None) -> None:
+    """A model whose memory was not measured, or has no end, does not say when a stream is warm."""
+    assert smoother_contract(memory=memory).warm_after == warm

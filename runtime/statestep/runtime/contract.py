@@ -97,11 +97,13 @@ class Contract:
     missing: str = "reject"  # what a NaN in x means: "own-forecast" lets the graph stand in for it
     period_seconds: float | None = None  # the time between two timesteps
     horizon: int = 1  # how many timesteps ahead `prediction` looks
-    memory: Mapping[str, Any] | None = None
+    memory: Mapping[str, Any] | None = None  # how soon it forgets, as statestep.export.horizon measured it
     parity: Mapping[str, Any] | None = None  # {"steps", "max_abs_difference"}: proven against torch at export
     producer: str | None = None
     license: str | None = None
     trained_on: str | None = None
+    author: str | None = None
+    description: str | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -112,13 +114,21 @@ class Contract:
         """The names of the columns of `x`, in order."""
         return tuple(feature.name for feature in self.features)
 
+    @property
+    def warm_after(self) -> int | None:
+        """From which timestep of a stream on its outputs no longer depend on how it began; None where nobody knows."""
+        return None if self.memory is None else self.memory.get("warm")
+
     def output(self, role: str) -> Output | None:
         """The output that plays `role`, or None."""
         return next((output for output in self.outputs if output.role == role), None)
 
     def to_json(self) -> str:
         """The document that is written into the model; absent values are left out."""
-        return json.dumps(_without_none(asdict(self)), separators=(",", ":"), allow_nan=False)
+        document = _without_none(asdict(self))
+        if self.memory is not None:
+            document["memory"] = self.memory  # where null says that none was found
+        return json.dumps(document, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Contract:
@@ -148,8 +158,7 @@ class Contract:
 def stamp(model: onnx.ModelProto, contract: Contract) -> None:
     """Write `contract` into `model`, replacing what was there, with flat keys that other tools show."""
     flat = {"name": contract.name, "version": contract.model_version}
-    if contract.license:
-        flat["license"] = contract.license
+    flat |= {name: value for name in ("author", "description", "license") if (value := getattr(contract, name))}
     kept = {entry.key: entry.value for entry in model.metadata_props if entry.key != CONTRACT_KEY} | flat
     # The producer is at the file's beginning and the contract at its end: of a file that was cut short one is missing.
     model.producer_name = PRODUCER
@@ -163,6 +172,8 @@ def _validate(contract: Contract) -> None:
         raise ContractError("a contract names at least one state pair (h0 → hn); without one nothing is remembered")
     for field in ("name", "model_version", "input"):
         _name(field, getattr(contract, field))
+    for field in ("producer", "license", "trained_on", "author", "description"):
+        _text(field, getattr(contract, field))
     _one_of("input_dtype", contract.input_dtype, DTYPES)
     _one_of("missing", contract.missing, MISSING_POLICIES)
     _above_zero("horizon", contract.horizon, int)
@@ -170,11 +181,14 @@ def _validate(contract: Contract) -> None:
         _above_zero("period_seconds", contract.period_seconds, int | float)
     if contract.parity is not None:
         numbers = [contract.parity.get(name) for name in ("steps", "max_abs_difference")]
-        if not all(isinstance(number, int | float) for number in numbers):
+        if not all(map(_finite, numbers)):
             raise ContractError(f"parity is {dict(contract.parity)}, it must have steps and max_abs_difference")
+    if contract.memory is not None:
+        _validate_memory(contract.memory)
     for feature in contract.features:
         _name("a feature's name", feature.name)
-        if any(not isinstance(bound, int | float | None) for bound in (feature.min, feature.max)):
+        _text(f"the unit of feature {feature.name!r}", feature.unit)
+        if any(bound is not None and not _finite(bound) for bound in (feature.min, feature.max)):
             raise ContractError(f"feature {feature.name!r} has the range {feature.min!r} to {feature.max!r}")
     for state in contract.states:
         _validate_state(state)
@@ -201,6 +215,29 @@ def _validate_state(state: State) -> None:
     if any(size < 1 for size in state.shape):
         raise ContractError(f"state {state.input!r} has shape {list(state.shape)}, each size must be 1 or more")
     state.initial_value()
+
+
+def _validate_memory(memory: Any) -> None:
+    """What its readers rely on: numbers of timesteps from 1 on, or null; a curve of as many gaps as steps."""
+    try:
+        counts = [memory.get("warm"), *(n for found in memory.get("outputs", {}).values() for n in found.values())]
+        curve = memory.get("curve", {})
+        steps, gaps = curve.get("steps", []), curve.get("gap", [])
+        sound = all(n is None or (type(n) is int and n >= 1) for n in counts) and len(steps) == len(gaps)
+        sound = sound and all(_finite(number) and number >= 0 for number in [*steps, *gaps])
+    except (AttributeError, TypeError):
+        sound = False
+    if not sound:
+        raise ContractError(f"memory is {str(memory)[:200]}, it must be as statestep.export.horizon gives it")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _text(what: str, value: Any) -> None:
+    if value is not None and not isinstance(value, str):
+        raise ContractError(f"{what} is {value!r}, it must be a text")
 
 
 def _name(what: str, value: Any) -> None:

@@ -13,9 +13,10 @@ from typing import Any, Self
 import numpy as np
 import onnxruntime as ort
 
+from statestep.runtime.adapt import one_by_one, with_constants
 from statestep.runtime.contract import CONTRACT_KEY, PRODUCER, Contract, ContractError, Output
 from statestep.runtime.guard import ModelError, first_line, parse, read
-from statestep.runtime.pairs import Tensor, detect
+from statestep.runtime.pairs import Named, Tensor, detect
 
 NUMPY_NAMES = {"float": "float32", "double": "float64"}  # where onnxruntime's name for a dtype is not numpy's
 
@@ -26,26 +27,44 @@ class StepModel:
     """A recurrent network that takes one timestep of many streams at a time.
 
     `contract` says what its tensors mean, `fingerprint` is the SHA-256 of the file in hex, `opset` the version
-    of the ONNX operator set that it asks for.
+    of the ONNX operator set that it asks for, `size` the bytes of the file.
     """
 
     contract: Contract
     fingerprint: str
     opset: int
+    size: int
 
-    def __init__(self, data: bytes, *, name: str = "model", states: Mapping[str, tuple[str, int]] | None = None):
+    def __init__(
+        self,
+        data: bytes,
+        *,
+        name: str = "model",
+        states: Named | None = None,
+        constants: Mapping[str, Any] | None = None,
+        features: int | Sequence[str] | None = None,
+    ):
         graph = parse(data, name)
         self.opset = max((item.version for item in graph.opset_import if item.domain in ("", "ai.onnx")), default=0)
         self.fingerprint = hashlib.sha256(data).hexdigest()
-        self._session, inputs, outputs = _session(data, name)
+        self.size = len(data)
         meta = {entry.key: entry.value for entry in graph.metadata_props}
         try:
+            if constants:
+                graph = with_constants(graph, constants, self.opset)
+                data = graph.SerializeToString()
+            self._session, inputs, outputs = _session(data, name)
             if CONTRACT_KEY in meta and states is None:
+                if features is not None:
+                    raise ContractError("its contract names its features; leave features (--features) out")
                 self.contract = Contract.from_json(meta[CONTRACT_KEY])
             elif graph.producer_name == PRODUCER and states is None:
                 raise ContractError("its contract is missing; was the file cut short?")
             else:
-                self.contract = detect(Path(name).stem, inputs, outputs, named=states)
+                self.contract = detect(Path(name).stem, inputs, outputs, named=states, features=features)
+                if stepwise := one_by_one(graph, self.contract, inputs, outputs, self.opset):
+                    graph, self.contract = stepwise
+                    self._session, inputs, outputs = _session(graph.SerializeToString(), name)
             _agree(self.contract, inputs, outputs)
             self._output_names = [output.name for output in self.contract.outputs]
             self._fetched = self._output_names + [state.output for state in self.contract.states]
@@ -54,14 +73,25 @@ class StepModel:
             raise ModelError(f"{name}: {error}") from None
 
     @classmethod
-    def load(cls, path: str | Path, *, states: Mapping[str, tuple[str, int]] | None = None) -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        states: Named | None = None,
+        constants: Mapping[str, Any] | None = None,
+        features: int | Sequence[str] | None = None,
+    ) -> Self:
         """Read a step model from a file.
 
-        `states` names the pairs of a model that has no contract: state input → (state output, batch axis).
+        What a model without a contract does not tell can be said: `states` names its pairs, state input → state
+        output, or (state output, batch axis). `constants` fixes inputs that never change, such as a sample rate, to
+        a number or a list. `features` names the columns of its observation, or is their number.
+
+            StepModel.load("vad.onnx", states={"state": ("stateN", 1)}, constants={"sr": 16000}, features=576)
+
         Raises `ModelError`, with one sentence, for anything that is not a step model.
         """
-        data = read(path)
-        return cls(data, name=str(path), states=states)
+        return cls(read(path), name=str(path), states=states, constants=constants, features=features)
 
     def initial_states(self) -> list[Array]:
         """What a stream that has seen nothing remembers: one array of `state.shape` for each state."""
@@ -154,7 +184,8 @@ def _agree(contract: Contract, inputs: Sequence[Tensor], outputs: Sequence[Tenso
     if absent := named - leaving:
         raise ContractError(f"its contract names the outputs {sorted(absent)}, its graph has {sorted(leaving)}")
     x = entering[contract.input]
-    if x.dtype != contract.input_dtype or len(x.shape) != 2 or x.shape[1] != len(contract.features):
+    wide = (len(contract.features), None)  # a width that the graph leaves open is tried by the rehearsal
+    if x.dtype != contract.input_dtype or len(x.shape) != 2 or not (isinstance(x.shape[1], str) or x.shape[1] in wide):
         raise ContractError(
             f"its contract has {len(contract.features)} features of {contract.input_dtype}, "
             f"its input {x.name!r} is {x.dtype} {list(x.shape)}"

@@ -13,8 +13,8 @@ from typing import NamedTuple, cast
 from statestep.runtime.contract import Contract, ContractError, Feature, Output, State
 
 # A state leaves the graph under a name made from the one it came in by. Tried in order; `{}` is the stem.
-# Sources: torch (h0→hn), silero (state→stateN, h→hn), icefall (state0→new_state0), transformers
-# (past_key_values→present), NeMo (cache→cache_next, cache_len→cache_next_len, input_states→output_states), RVM (r1i→r1o).
+# Sources: torch (h0→hn), silero (state→stateN, h→hn), icefall (state0→new_state0), transformers (past_key_values→
+# present), NeMo (cache→cache_next, cache_len→cache_next_len, input_states→output_states), video matting (r1i→r1o).
 PAIR_PATTERNS = (
     (r"^(.+?)_?0$", ("{}n", "{}_n", "{}N")),
     (r"^past_key_values(.*)$", ("present{}",)),
@@ -26,7 +26,19 @@ PAIR_PATTERNS = (
     (r"^(.+\d)i$", ("{}o",)),
     (
         r"^(.+)$",
-        ("next_{}", "new_{}", "out_{}", "updated_{}", "{}N", "{}n", "{}_n", "{}_next", "{}_new", "{}_out", "{}_updated"),
+        (
+            "next_{}",
+            "new_{}",
+            "out_{}",
+            "updated_{}",
+            "{}N",
+            "{}n",
+            "{}_n",
+            "{}_next",
+            "{}_new",
+            "{}_out",
+            "{}_updated",
+        ),
     ),
 )
 OBSERVATIONS = ("x", "input", "inputs", "observation", "features", "audio_signal")  # never guessed to be a state
@@ -164,9 +176,9 @@ def _observation(
     if len(free) != 1:
         left = [tensor for tensor in outputs if tensor.name not in {output for output, _ in pairs.values()}]
         raise ContractError(
-            f"the observation must be the one input that is no state, there are {[t.name for t in free]}; "
-            f"name {_by_hand('in')} of a state, or fix a constant by constants={{…}} (--set name=value)"
-            + _hint(free, left)
+            f"the observation must be the one input that is no state, there are {[t.name for t in free]}; fix a "
+            "constant by constants={name: value} (--set name=value), name a state by states={name: output} "
+            f"(--state name=output){_hint(free, left)}"
         )
     return free[0]
 
@@ -193,7 +205,9 @@ def _columns(x: Tensor, features: int | Sequence[str] | None, symbol: str | None
             f"input {x.name!r} has shape {list(x.shape)}, a step takes [batch, features]: say how many features by "
             "features=N (--features N)"
         )
-    names = [f"x{i}" for i in range(features or cast(int, width))] if not isinstance(features, Sequence) else [*features]
+    names = (
+        [f"x{i}" for i in range(features or cast(int, width))] if not isinstance(features, Sequence) else [*features]
+    )
     if isinstance(width, int) and len(names) != width:
         raise ContractError(f"{len(names)} features are named, input {x.name!r} has {width}")
     return names
@@ -242,6 +256,8 @@ def _state_of(tensor: Tensor, output: str, axis: int | None, *, symbol: str | No
         raise ContractError(f"{shown}, axis {told} cannot be its batch axis: it is fixed, axis {free[0]} is free")
     if others := [place for place in free if place != told]:
         raise ContractError(
-            f"{shown}: beside the batch, axis {told}, the axis {others[0]} is free; a state has one size, this one grows"
+            f"{shown}: beside the batch, axis {told}, axis {others[0]} is free too; a state has a fixed size"
         )
-    return State(tensor.name, output, cast(tuple[int, ...], tensor.shape[:told] + tensor.shape[told + 1 :]), told, tensor.dtype)
+    return State(
+        tensor.name, output, cast(tuple[int, ...], tensor.shape[:told] + tensor.shape[told + 1 :]), told, tensor.dtype
+    )
