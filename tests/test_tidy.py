@@ -17,6 +17,7 @@ FUNCTION_LINES_MAX = 75
 HOMES = {  # who may import a heavy library
     "torch": {"export"},
     "onnxscript": {"export"},
+    "safetensors": {"export"},
     "matplotlib": {"export"},
     "kafka": {"consumers"},
     "prometheus_client": {"consumers"},

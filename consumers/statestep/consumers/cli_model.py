@@ -91,7 +91,7 @@ def fit(
 @told
 def export(
     factory: Annotated[str, typer.Argument(help="The module, or what makes it: pkg.mod:name.")],
-    weights: Annotated[Path, typer.Option(help="Its trained weights, a state_dict saved by torch.")],
+    weights: Annotated[Path, typer.Option(help="Its trained weights: .safetensors, or a state_dict by torch.save.")],
     out_path: Annotated[Path, typer.Option("--out", help="The step model to write; its sequence form goes beside it.")],
     features: Annotated[str, typer.Option(help="What the columns of its input are, separated by commas.")],
     targets: Annotated[str | None, typer.Option(help="What it forecasts; all features by default.")] = None,

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from statestep.export.errors import ExportError, first_line
 from statestep.export.scaling import PooledScaling
@@ -38,7 +39,34 @@ def load_module(factory: str) -> nn.Module:
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Put the weights at `path`, a state_dict or {"state_dict": …}, into `module`. Nothing in the file is run."""
+    """Put the weights at `path` into `module`. Nothing in the file is run.
+
+    A .safetensors file can hold nothing but tensors and is preferred; any other is a state_dict or {"state_dict": …}
+    saved by torch. Raises `ExportError` for what is neither, and where names or shapes are not the module's.
+    """
+    document = _read_safetensors(path) if Path(path).suffix == ".safetensors" else _read_torch(path)
+    theirs = {name: tuple(getattr(value, "shape", ())) for name, value in document.items()}
+    ours = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    for name in sorted(ours | theirs):
+        if ours.get(name) != theirs.get(name):
+            raise ExportError(
+                f"the weights {str(path)!r} do not fit the module: {name!r} is {_shape(theirs.get(name))} in the file "
+                f"and {_shape(ours.get(name))} in the module"
+            )
+    module.load_state_dict(document)
+
+
+def _read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(Path(path).read_bytes())
+    except OSError as error:
+        raise ExportError(f"the weights {str(path)!r} cannot be read: {error.strerror}") from None
+    except Exception as error:  # SafetensorError, and what torch says of shapes and types
+        raise ExportError(f"the weights {str(path)!r} are not a safetensors file ({first_line(error)})") from None
+
+
+def _read_torch(path: str | Path) -> dict[str, Any]:
+    """A pickle, of which torch reads tensors and plain containers alone: whatever would run is refused."""
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -51,15 +79,7 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
         document = document["state_dict"]
     if not isinstance(document, dict):
         raise ExportError(f"the weights {str(path)!r} hold a {type(document).__name__}, they must be a state_dict")
-    theirs = {name: tuple(getattr(value, "shape", ())) for name, value in document.items()}
-    ours = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    for name in sorted(ours | theirs):
-        if ours.get(name) != theirs.get(name):
-            raise ExportError(
-                f"the weights {str(path)!r} do not fit the module: {name!r} is {_shape(theirs.get(name))} in the file "
-                f"and {_shape(ours.get(name))} in the module"
-            )
-    module.load_state_dict(document)
+    return document
 
 
 def read_scaler(path: str | Path, features: Sequence[str]) -> PooledScaling:
