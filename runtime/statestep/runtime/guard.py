@@ -145,6 +145,16 @@ def _check(model: ModelProto) -> None:
         raise _RefusedError(f"has {nodes:,} nodes, a model may have {MAX_NODES:,}")
     if depth > MAX_DEPTH:
         raise _RefusedError(f"has graphs nested {depth} deep, {MAX_DEPTH} are allowed")
+    if depth > 1:
+        _check_shapes_agree(model)
+
+
+def _check_shapes_agree(model: ModelProto) -> None:
+    """What loops and branches declare must be what reaches them: onnxruntime trusts it, and a wrong rank crashes it."""
+    try:
+        onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except Exception as error:  # RuntimeError and classes of onnx's own
+        raise _RefusedError(f"has shapes that contradict each other ({first_line(error)})") from None
 
 
 def _texts(model: ModelProto) -> Iterator[str | bytes]:
@@ -318,13 +328,13 @@ _KINDS = frozenset(TensorProto.DataType.values())
 
 def _check_info(info: onnx.ValueInfoProto) -> None:
     """What a graph declares of a tensor that is computed: of a known kind, of a size that can be."""
-    kind = info.type.WhichOneof("value")
-    if kind not in (None, "tensor_type"):
+    held = info.type.sequence_type.elem_type if info.type.HasField("sequence_type") else info.type
+    if held.WhichOneof("value") not in (None, "tensor_type"):
         raise _RefusedError(f"declares {_shown(info.name)} as no tensor; a step model works on tensors alone")
-    element = info.type.tensor_type.elem_type
+    element = held.tensor_type.elem_type
     if element and element not in ELEMENTS:
         raise _RefusedError(f"declares {_shown(info.name)} of a type that no step model needs")
-    _check_shape(_shown(info.name), [dim.dim_value for dim in info.type.tensor_type.shape.dim])
+    _check_shape(_shown(info.name), [dim.dim_value for dim in held.tensor_type.shape.dim])
 
 
 def _check_shape(what: str, dims: Sequence[int]) -> None:

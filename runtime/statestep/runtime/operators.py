@@ -1,8 +1,8 @@
 """The operators that a step model may use: ONNX's own that are pure, give the same bits each time, and are of use.
 
 It is a list of what is allowed, so that an operator of a later ONNX is refused until somebody has looked at it.
-Left out are text, images, detection boxes, losses, and what holds sequences or optional values: each is more code of
-onnxruntime's for a hostile file to reach, and no recurrent network needs it.
+Left out are text, images, detection boxes, losses and optional values: each is more code of onnxruntime's for a hostile
+file to reach, and no recurrent network needs it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ SHAPES = """
 SIGNALS = "BlackmanWindow DFT HammingWindow HannWindow STFT"
 SCALED = "DequantizeLinear QuantizeLinear"  # by scales that are fixed, so that a row stays its own
 CONTROL = "If Loop Scan"
+LISTS = "ConcatFromSequence SequenceAt SequenceConstruct SequenceEmpty SequenceInsert"  # torch's scripted loops append
 
 OPERATORS = frozenset(
-    " ".join((ARITHMETIC, LOGIC, ACTIVATIONS, LAYERS, REDUCTIONS, SHAPES, SIGNALS, SCALED, CONTROL)).split()
+    " ".join((ARITHMETIC, LOGIC, ACTIVATIONS, LAYERS, REDUCTIONS, SHAPES, SIGNALS, SCALED, CONTROL, LISTS)).split()
 )
 
 DRAWING = "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike"
