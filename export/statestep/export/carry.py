@@ -59,6 +59,11 @@ def carried(model: ModelProto, layout: Layout, tags: Tags) -> Carried:
     done = Carried(copy, layout, [_own_state(copy.graph, *pair, layout) for pair in layout.pairs])
     given = _downstream(copy.graph, {name for name, _ in layout.pairs})
     work = _Work(copy.graph, tags, layout, Builder(copy.graph), given, done)
+    gone = {*layout.initials, *layout.lengths}
+    work.builder.taken -= gone  # the states may take their names
+    entering = [value for value in copy.graph.input if value.name not in gone]
+    del copy.graph.input[:]
+    copy.graph.input.extend(entering)
     for node in list(copy.graph.node):
         if node.op_type in RECURRENT:
             _recurrent(node, work)
@@ -81,10 +86,6 @@ def carried(model: ModelProto, layout: Layout, tags: Tags) -> Carried:
         )
     sorted_nodes(copy.graph)
     pruned(copy.graph)
-    gone = {*layout.initials, *layout.lengths}
-    entering = [value for value in copy.graph.input if value.name not in gone]
-    del copy.graph.input[:]
-    copy.graph.input.extend(entering)
     pairs = tuple((state.input, state.output) for state in done.states)
     done.layout = replace(layout, pairs=pairs, initials=(), lengths=())
     return done

@@ -18,29 +18,29 @@ SCORE_TOLERANCE = 1e-3  # of the score, which squares a difference over a small 
 
 
 def units(contract: Contract, sequences: Sequence[Array], stepped: Sequence[Outputs]) -> dict[str, Array]:
-    """What a difference is measured in, for each output that is in sensor units: by output [K].
+    """What a difference is measured in, for each output in sensor units or of its own kind: by output [K] or [].
 
     The spread of the readings (`sequences`, each [T, B, F]) or that of the output, the larger, for drawn readings may
     lie far from those that the model was trained on; but at least a few roundings of float32 at the readings' level:
-    no computation is finer.
+    no computation is finer. An output of its own kind is measured in its own spread.
     """
     readings = _flat(sequences)  # [rows, F]
     rounding = ROUNDINGS * np.abs(readings).max(axis=0) / TOLERANCE
     std = np.maximum(np.maximum(readings.std(axis=0), rounding), np.finfo(np.float32).tiny)  # [F]
     columns = {feature: column for column, feature in enumerate(contract.feature_names)}
-    return {
-        output.name: np.maximum(
-            std[[columns[feature] for feature in output.features]],
-            _flat([outputs[output.name] for outputs in stepped]).std(axis=0),
-        )
-        for output in contract.outputs
-        if output.features is not None and all(feature in columns for feature in output.features)
-    }
+    found = {}
+    for output in contract.outputs:
+        spread = _flat([outputs[output.name] for outputs in stepped]).std(axis=0)  # [K]
+        if output.features is not None and all(feature in columns for feature in output.features):
+            found[output.name] = np.maximum(std[[columns[feature] for feature in output.features]], spread)
+        elif output.role is None:
+            found[output.name] = np.maximum(spread.max(), np.finfo(np.float32).tiny)
+    return found
 
 
 def _flat(sequences: Sequence[Array]) -> Array:
-    """Sequences [T, B, F], one below the other: float64 [rows, F]."""
-    return np.concatenate([x.reshape(-1, x.shape[-1]) for x in sequences]).astype(np.float64)
+    """Sequences [T, B, …], one below the other: float64 [rows, values of a row]."""
+    return np.concatenate([x.reshape(x.shape[0] * x.shape[1], -1) for x in sequences]).astype(np.float64)
 
 
 def first_difference(

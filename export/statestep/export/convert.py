@@ -104,7 +104,7 @@ def convert(
             if step is not None:
                 done = _stamped(model, step, described, constants, weights, draft, data)
             else:
-                done = _converted(model, described, layout, constants, weights, draft, data, seed)
+                done = _converted(model, described, layout, states, constants, weights, draft, data, seed)
             for file in (sequence_path(draft), draft):
                 if file.exists():
                     file.replace(out.parent / file.name)
@@ -117,12 +117,23 @@ def _as_step_model(
     raw: bytes, path: str | Path, states: Pairs | None, constants: Mapping[str, Any] | None
 ) -> StepModel | None:
     """The model, where it takes single timesteps and its own state already."""
+    if _reads_sequences(guard.parse(raw, str(path)), states or {}, constants or {}):
+        return None
     try:
         return StepModel(raw, name=str(path), states=states, constants=constants)
     except ModelError:
         if states is not None:
             raise
         return None
+
+
+def _reads_sequences(model: ModelProto, states: Pairs, constants: Mapping[str, Any]) -> bool:
+    """Whether an input has two free axes and one of features: batch and time."""
+    for value in model.graph.input:
+        sizes = [dim.dim_value for dim in dims_of(value)]
+        if value.name not in {*states, *constants} and len(sizes) == 3 and sizes.count(0) == 2:
+            return True
+    return False
 
 
 def _stamped(
@@ -155,6 +166,7 @@ def _converted(
     model: ModelProto,
     described: Described,
     layout: str | None,
+    states: Pairs | None,
     constants: Mapping[str, Any] | None,
     weights: str,
     draft: Path,
@@ -166,7 +178,8 @@ def _converted(
     ready = prepared(model)
     if weights == "fp16":
         ready = rounded(ready)
-    axes = layout_of(ready, layout)
+    named = {name: pair if isinstance(pair, str) else pair[0] for name, pair in (states or {}).items()}
+    axes = layout_of(ready, layout, named)
     original = Whole(ready, axes)
     tags = probe(Whole(ready, axes, plain=True))
     work = carried(ready, axes, tags)

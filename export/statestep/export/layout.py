@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto
 
+from statestep.export.compare import Array
 from statestep.export.errors import ExportError
 from statestep.export.surgery import attribute, bodies, constants_of
 from statestep.export.whole import BATCH, LAYOUTS, LENGTHS, RECURRENT, STEPS, Entry, Layout, Whole, dims_of, drawn
@@ -19,43 +21,58 @@ TIME_NAMES = ("time", "seq", "step", "length", "frame", "t")
 BATCH_NAMES = ("batch", "b", "n")
 
 
-def layout_of(model: ModelProto, wanted: str | None = None) -> Layout:
+def layout_of(model: ModelProto, wanted: str | None = None, named: Mapping[str, str] | None = None) -> Layout:
     """Tell readings, states and lengths apart, and find the axes, by trying them out.
 
-    `wanted` settles the axes of every input of readings: one of `LAYOUTS`. Raises `ExportError` where an input
-    is none of the three, or the axes cannot be told.
+    `wanted` settles the axes of every input of readings: one of `LAYOUTS`; `named` settles states: input → output.
+    Raises `ExportError` where an input is none of the three, or the axes cannot be told.
     """
     graph = model.graph
     reach = {value.name: set(_ends(graph.node, value.name)) for value in graph.input}
-    pairs = _pairs(graph)
+    pairs = tuple(named.items()) if named else _pairs(graph)
     lengths = tuple(name for name, ends in reach.items() if ends == {"length"})
     initials = tuple(n for n, ends in reach.items() if ends == {"state"} and n not in dict(pairs))
     apart = {*dict(pairs), *lengths, *initials}
     readings = [value for value in graph.input if value.name not in apart]
     if not readings:
         raise ExportError("the graph has no input that could be readings")
-    found: list[tuple[int, tuple[Entry, ...]]] = []
+    found: list[tuple[tuple[int, int], tuple[Entry, ...]]] = []
     problems: list[str] = []
     for entries in _candidates(readings, wanted):
-        layout = Layout(entries, pairs, initials, lengths)
-        try:
-            found.append((_evidence(model, layout), entries))
-        except ExportError as error:
-            problems.append(str(error))
+        for streams in (None, *sorted(_born_together(graph))):
+            sized = tuple(entry if streams is None else replace(entry, streams=streams) for entry in entries)
+            layout = Layout(sized, pairs, initials, lengths)
+            try:
+                found.append(((_independence(model, layout), _evidence(model, layout)), sized))
+                break
+            except ExportError as error:
+                problems.append(str(error))
     if not found:
         raise ExportError(problems[0] if problems else _no_layout(readings))
     most = max(score for score, _ in found)
-    best = [entries for score, entries in found if score == most]
+    return Layout(_settled([entries for score, entries in found if score == most], readings), pairs, initials, lengths)
+
+
+def _settled(best: list[tuple[Entry, ...]], readings: Sequence[Any]) -> tuple[Entry, ...]:
+    """The one layout, by the axes' names where trying could not tell; features last, where they do not either."""
     if len(best) > 1:
-        named = [way for way in best if all(map(_named_so, readings, way))]
-        best = named or best
+        best = [way for way in best if all(map(_named_so, readings, way))] or best
     if len(best) > 1:
-        letters = [_letters(entries[0]) for entries in best]
+        best = [way for way in best if _letters(way[0]).endswith("F")] or best
+    if len(best) > 1:
+        letters = [_letters(way[0]) for way in best]
         raise ExportError(
             f"the axes of input {readings[0].name!r} could be any of {letters} "
             "(B batch, T time, F feature): say which by --layout"
         )
-    return Layout(best[0], pairs, initials, lengths)
+    return best[0]
+
+
+def _born_together(graph: onnx.GraphProto) -> set[int]:
+    """Batches that a graph may be fixed at though its inputs do not say so: of the states that Loops start from."""
+    held = constants_of(graph)
+    loops = [node for node in graph.node if node.op_type in ("Loop", "Scan")]
+    return {held[name].shape[0] for node in loops for name in node.input if name in held and held[name].ndim > 1}
 
 
 def _no_layout(readings: Sequence[Any]) -> str:
@@ -143,6 +160,30 @@ def _letters(entry: Entry) -> str:
     return next(name for name, axes in LAYOUTS.items() if axes == (entry.batch, entry.time, entry.feature))
 
 
+def _independence(model: ModelProto, layout: Layout) -> int:
+    """For how many outputs a change of one stream's readings stays in its rows, less those where it does not.
+
+    Along time it would not stay: what is later remembers it.
+    """
+    steps, streams = layout.steps or STEPS, layout.streams or BATCH
+    if streams == 1:
+        return 0
+    whole, x = Whole(model, layout), drawn(model, layout, steps, streams, 0)
+    before = whole.run(x)
+    x[:, 1] = drawn(model, layout, steps, 1, 7)[:, 0]
+    after, score = whole.run(x), 0
+    for name in set(before) - set(dict(layout.pairs).values()):
+        apart = np.asarray(before[name] != after[name])
+        own = False
+        for axis, size in enumerate(apart.shape):
+            touched = np.flatnonzero(apart.any(axis=tuple(a for a in range(apart.ndim) if a != axis)))
+            own = own or (size == streams and touched.tolist() == [1])
+            own = own or (size == streams * steps and touched.tolist() == list(range(steps, 2 * steps)))
+            own = own or (size == streams * steps and touched.tolist() == list(range(1, streams * steps, streams)))
+        score += 1 if own else -1
+    return score
+
+
 def _evidence(model: ModelProto, layout: Layout) -> int:
     """How many nodes that walk along time find it where the layout has it, less those that do not."""
     steps, streams = layout.steps or STEPS, layout.streams or BATCH
@@ -159,6 +200,7 @@ def _evidence(model: ModelProto, layout: Layout) -> int:
             score += 1 if shapes[0][:2] == (steps, streams) else -1
         elif node.op_type == "Loop":
             gathered = [np.shape(tensors[name]) for name in node.output if name in tensors]
+            gathered = gathered[len(attribute(node, "body").input) - 2 :] or _counted(node, tensors)
             score += any(shape[:1] == (steps,) for shape in gathered) - any(
                 shape[:1] == (streams,) for shape in gathered
             )
@@ -167,6 +209,12 @@ def _evidence(model: ModelProto, layout: Layout) -> int:
         elif node.op_type == "Conv":
             score += any(size >= steps for size in shapes[0][2:]) - (streams in shapes[0][2:])
     return score
+
+
+def _counted(node: NodeProto, tensors: Mapping[str, Array]) -> list[tuple[int, ...]]:
+    """How often a Loop that gathers nothing went round, as its counters say."""
+    numbers = [tensors[name] for name in node.output if name in tensors]
+    return [(int(number.reshape(())),) for number in numbers if number.size == 1 and number.dtype.kind == "i"]
 
 
 def _scanned(node: NodeProto, shapes: Sequence[tuple[int, ...]], steps: int) -> int:

@@ -56,6 +56,8 @@ def _entry(x: str, entry: Entry, layout: Layout, builder: Builder) -> str:
     if entry.width != layout.width:
         bounds = [[entry.first], [entry.first + entry.width], [2]]
         own = builder.node("Slice", [x, *(builder.constant("x/cut", bound) for bound in bounds)], f"x/{entry.name}")
+    if not np.issubdtype(entry.dtype, np.floating):
+        own = builder.node("Round", [own], f"{entry.name}/rounded")
     if entry.elem_type != TensorProto.FLOAT:
         own = builder.node("Cast", [own], f"{entry.name}/cast", to=entry.elem_type)
     if entry.feature is None:

@@ -70,12 +70,13 @@ def prove(
     `given` are sequences [T, 1, F] to go by beside random ones.
     """
     layout = original.layout
-    lengths = LENGTHS if layout.steps is None else tuple(dict.fromkeys((layout.steps, *LENGTHS)))
-    batches = BATCHES if layout.streams is None else tuple(dict.fromkeys((layout.streams, *BATCHES)))
+    lengths = LENGTHS if layout.steps is None else (layout.steps,)
+    batches = BATCHES if layout.streams is None else (layout.streams,)
     middle = Whole(carried.model, carried.layout)
     largest, absolute, count = 0.0, 0.0, 0
     sequences = [drawn(original.model, layout, t, b, seed + t * b) for t in lengths for b in batches]
-    for x in [*sequences, *given]:
+    fitting = [x for x in given if layout.steps in (None, len(x)) and layout.streams in (None, x.shape[1])]
+    for x in [*sequences, *fitting]:
         for whole, states in ((original, None), (middle, random_states(carried.states, x.shape[1], seed))):
             relative, apart = _compared(whole, step, tags, x, states)
             if not relative <= TOLERANCE:

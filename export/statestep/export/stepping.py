@@ -42,10 +42,10 @@ def step_graph_of(carried: Carried, tags: Tags) -> ModelProto:
     model = ModelProto()
     model.CopyFrom(carried.model)
     layout, graph = carried.layout, model.graph
+    if layout.streams:
+        rebatched(graph, layout)
     if layout.steps:
         retimed(graph, layout.steps, 1)
-    if layout.streams:
-        rebatched(graph, layout.streams)
     builder = Builder(graph)
     builder.taken -= {entry.name for entry in layout.entries}  # the one input of readings may bear the name of theirs
     for node in list(graph.node):
@@ -201,9 +201,11 @@ def _as_sequence(own: str, entry: Entry, builder: Builder) -> str:
 
 def _whole_numbers(own: str, entry: Entry, carried: Carried, builder: Builder) -> str:
     """Where a table is looked up a number outside it would stop the whole batch; it becomes 0, and its row NaN."""
+    if np.issubdtype(entry.dtype, np.floating):
+        return own
     size = vocabulary(carried.model, entry)
     if size is None:
-        return own
+        return builder.node("Round", [own], f"{own}/rounded")
     low, high = (builder.constant(f"{own}/bound", bound, np.float32) for bound in (-0.5, size - 0.5))
     above = builder.node("Greater", [own, low], f"{own}/above")
     below = builder.node("Less", [own, high], f"{own}/below")

@@ -40,7 +40,49 @@ def prepared(model: ModelProto) -> ModelProto:
         node.output.extend([""] * (wanted - len(node.output)))
         for place, name in enumerate(node.output):
             node.output[place] = name or f"{node.name}/output_{place}"
+        for body in bodies(node):
+            _forget_sizes(body)
+    fold(ready)
     return ready
+
+
+def _forget_sizes(body: GraphProto) -> None:
+    """Drop what a body declares of its tensors' sizes: it may hold for one batch alone."""
+    for value in (*body.input, *body.output):
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()
+    del body.value_info[:]
+    for node in body.node:
+        for inner in bodies(node):
+            _forget_sizes(inner)
+
+
+def fold(model: ModelProto) -> None:
+    """Compute beforehand what depends on constants alone, in place; every tensor keeps its name."""
+    graph = model.graph
+    known = set(constants_of(graph))
+    fixed = []
+    for node in graph.node:
+        if node.op_type != "Constant" and known.issuperset(reads(node)):
+            fixed.append(node)
+            known.update(node.output)
+    if not fixed:
+        return
+    rest = [node for node in graph.node if node not in fixed]
+    wanted = {name for node in rest for name in reads(node)} | {value.name for value in graph.output}
+    names = [name for node in fixed for name in node.output if name in wanted]
+    alone = ModelProto()
+    alone.CopyFrom(model)
+    constant = [node for node in graph.node if node.op_type == "Constant"]
+    del alone.graph.node[:], alone.graph.input[:], alone.graph.output[:]
+    alone.graph.node.extend([*constant, *fixed])
+    alone.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    values = session(alone).run(names, {}) if names else []
+    if any(isinstance(value, list) for value in values):
+        return
+    del graph.node[:]
+    graph.node.extend(rest)
+    graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in zip(names, values, strict=True))
 
 
 def opset_of(model: ModelProto) -> int:

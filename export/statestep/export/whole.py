@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,9 +95,14 @@ class Whole:
         steps, streams = x.shape[:2]
         key = steps if self.layout.steps else None, streams if self.layout.streams else None
         if key not in self.sessions:
-            model = resized(self.model, self.layout, *key)
+            model = self.model
+            if key not in ((None, None), (self.layout.steps, self.layout.streams)):
+                model = resized(model, self.layout, *key)
             names = every_tensor(model.graph) if self.plain else []
-            self.sessions[key] = session(with_outputs(model, names), plain=self.plain)
+            try:
+                self.sessions[key] = session(with_outputs(model, names), plain=self.plain)
+            except ExportError as error:
+                raise ExportError(self._failure(str(error), steps, streams)) from None
         ready = self.sessions[key]
         feeds = {entry.name: entry.laid_out(x) for entry in self.layout.entries}
         for node in ready.get_inputs():
@@ -106,9 +112,25 @@ class Whole:
         try:
             return dict(zip(names, ready.run(names, feeds), strict=True))
         except Exception as error:  # onnxruntime raises a class of its own for every kind of fault
-            raise ExportError(
-                f"the graph fails on {streams} sequences of {steps} timesteps: {first_line(error)}"
-            ) from None
+            raise ExportError(self._failure(first_line(error), steps, streams)) from None
+
+    def _failure(self, sentence: str, steps: int, streams: int) -> str:
+        fixed = [f"{size} {what}" for size, what in self._fixed(steps, streams)]
+        if not fixed:
+            return f"the graph fails on {streams} sequences of {steps} timesteps: {sentence}"
+        name = re.search(r"Name:'([^']*)'|Node \(([^)]*)\)", sentence)
+        where = f"node {name.group(1) or name.group(2)!r}" if name else "the graph"
+        return (
+            f"{where} takes exactly {' and '.join(fixed)}: it mixes rows, or the graph was unrolled or exported for "
+            "that size alone; export it with a free time axis and a free batch axis"
+        )
+
+    def _fixed(self, steps: int, streams: int) -> Iterator[tuple[int, str]]:
+        """The sizes that the graph was not made for and was run at."""
+        if self.layout.steps not in (None, steps):
+            yield self.layout.steps or 0, "timesteps"
+        if self.layout.streams not in (None, streams):
+            yield self.layout.streams or 0, "streams"
 
     def _other(self, node: Any, steps: int, streams: int, states: Mapping[str, Array]) -> Array:
         """A state or the lengths."""
@@ -153,24 +175,23 @@ def dims_of(value: onnx.ValueInfoProto) -> Any:
 
 
 def resized(model: ModelProto, layout: Layout, steps: int | None, streams: int | None) -> ModelProto:
-    """A graph that is fixed at some timesteps or streams, made for others; the same where it is free or fits.
+    """A graph that is fixed at some timesteps or streams, made for others.
 
     The fixed number of timesteps stands in the constants that shapes are made of. Each small whole-number constant
     that holds it is changed; whether that was right the proof tells.
     """
     same_steps = steps is None or steps == layout.steps
     same_streams = streams is None or streams == layout.streams
-    if same_steps and same_streams:
-        return model
     made = ModelProto()
     made.CopyFrom(model)
     readings = {entry.name: entry for entry in layout.entries}
     for value in made.graph.input:
         if value.name in readings:
             entry = readings[value.name]
-            dims_of(value)[entry.time].dim_value = steps or layout.steps or 0
-            dims_of(value)[entry.batch].dim_value = streams or layout.streams or 0
-        elif layout.streams and not same_streams:
+            for axis, size in ((entry.time, steps), (entry.batch, streams)):
+                if size is not None:
+                    dims_of(value)[axis].dim_value = size
+        elif layout.streams and not same_streams and not any(dim.dim_param for dim in dims_of(value)):
             for dim in dims_of(value):
                 if dim.dim_value == layout.streams:
                     dim.dim_value = streams or 0
@@ -178,21 +199,24 @@ def resized(model: ModelProto, layout: Layout, steps: int | None, streams: int |
     for value in made.graph.output:
         value.type.tensor_type.ClearField("shape")
     del made.graph.value_info[:]
-    if not same_steps:
-        retimed(made.graph, layout.steps or 0, steps or 0)
-    if not same_streams:
-        rebatched(made.graph, layout.streams or 0)
+    if layout.streams and not same_streams:
+        rebatched(made.graph, layout, streams or 1)
+    if layout.steps and not same_steps:
+        retimed(made.graph, layout.steps, steps or 1)
     return made
 
 
-def retimed(graph: onnx.GraphProto, before: int, after: int) -> None:
-    """Change a number of timesteps that is written into the graph's constants, in place."""
+def retimed(graph: onnx.GraphProto, before: int, after: int, *, inner: bool = False) -> None:
+    """Change a number of timesteps that is written into the graph's constants, in place.
+
+    In the body of a Loop only single numbers are: lists there cut gates apart.
+    """
     for holder in (graph.initializer, [_tensor(node) for node in graph.node if node.op_type == "Constant"]):
         for tensor in holder:
             if tensor is None or tensor.data_type not in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
                 continue
             value = numpy_helper.to_array(tensor)
-            if value.size > 8 or not np.isin(value, (before, before - 1)).any():
+            if value.size > (1 if inner else 8) or not np.isin(value, (before, before - 1)).any():
                 continue
             changed = np.where(value == before, after, value)
             if value.ndim == 0 or value.size == 1:  # the index of the last row
@@ -200,7 +224,7 @@ def retimed(graph: onnx.GraphProto, before: int, after: int) -> None:
             tensor.CopyFrom(numpy_helper.from_array(changed.astype(value.dtype), tensor.name))
     for node in graph.node:
         for body in bodies(node):
-            retimed(body, before, after)
+            retimed(body, before, after, inner=True)
 
 
 def _tensor(node: NodeProto) -> onnx.TensorProto | None:
@@ -208,16 +232,35 @@ def _tensor(node: NodeProto) -> onnx.TensorProto | None:
     return item.t if item is not None and item.type == onnx.AttributeProto.TENSOR else None
 
 
-def rebatched(graph: onnx.GraphProto, before: int) -> None:
-    """In every Reshape to a fixed shape the first size that is the batch becomes free, in place."""
+def rebatched(graph: onnx.GraphProto, layout: Layout, after: int = 1) -> None:
+    """Free a fixed batch, in place: the size that is the batch in each Reshape, and constant initial states."""
     held = constants_of(graph)
+    before, rows = layout.streams or 0, (layout.streams or 0) * (layout.steps or 0)
     for index, node in enumerate(graph.node):
-        if node.op_type != "Reshape" or node.input[1] not in held:
-            continue
-        shape = held[node.input[1]].copy()
-        if -1 in shape or before not in shape:
-            continue
-        shape[list(shape).index(before)] = -1
-        name = f"{node.input[1]}/free_{index}"
-        graph.initializer.append(numpy_helper.from_array(shape, name))
-        node.input[1] = name
+        for place, axis in _births(node):
+            start = held.get(node.input[place])
+            if start is None or start.ndim <= axis or start.shape[axis] != before:
+                continue
+            one = start.take([0], axis=axis)
+            if (start == one).all():
+                node.input[place] = _added(graph, f"{node.name}/birth_{place}", np.repeat(one, after, axis=axis))
+        if node.op_type == "Reshape" and node.input[1] in held:
+            shape = held[node.input[1]].copy()
+            wanted = rows if rows and rows in shape else before
+            if -1 not in shape and wanted in shape:
+                shape[list(shape).index(wanted)] = -1
+                node.input[1] = _added(graph, f"{node.name}/free_{index}", shape)
+
+
+def _births(node: NodeProto) -> list[tuple[int, int]]:
+    """Where a node takes initial states, and which axis of them is the batch."""
+    if node.op_type in RECURRENT:
+        return [(place, 1) for place in RECURRENT[node.op_type] if len(node.input) > place and node.input[place]]
+    if node.op_type in ("Loop", "Scan"):
+        return [(place, 0) for place, name in enumerate(node.input) if name]
+    return []
+
+
+def _added(graph: onnx.GraphProto, name: str, value: Array) -> str:
+    graph.initializer.append(numpy_helper.from_array(value, name))
+    return name
