@@ -22,6 +22,7 @@ from statestep.export.carry import Carried, carried
 from statestep.export.compare import Array
 from statestep.export.errors import ExportError
 from statestep.export.layout import layout_of
+from statestep.export.lists import without_lists
 from statestep.export.offline import offline_of
 from statestep.export.probe import Tags, probe
 from statestep.export.proof import Proof, company, prove
@@ -176,6 +177,7 @@ def _converted(
     """A graph over sequences, cut down to one timestep and proven against itself."""
     fix_constants(model, constants or {})
     ready = prepared(model)
+    without_lists(ready.graph)
     if weights == "fp16":
         ready = rounded(ready)
     named = {name: pair if isinstance(pair, str) else pair[0] for name, pair in (states or {}).items()}

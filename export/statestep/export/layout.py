@@ -43,6 +43,8 @@ def layout_of(model: ModelProto, wanted: str | None = None, named: Mapping[str, 
             sized = tuple(entry if streams is None else replace(entry, streams=streams) for entry in entries)
             layout = Layout(sized, pairs, initials, lengths)
             try:
+                if streams is None and layout.streams is None:  # it may be fixed at the very batch of the trials
+                    Whole(model, layout).run(drawn(model, layout, layout.steps or STEPS, BATCH + 1, 0))
                 found.append(((_independence(model, layout), _evidence(model, layout)), sized))
                 break
             except ExportError as error:
@@ -213,7 +215,7 @@ def _evidence(model: ModelProto, layout: Layout) -> int:
 
 def _counted(node: NodeProto, tensors: Mapping[str, Array]) -> list[tuple[int, ...]]:
     """How often a Loop that gathers nothing went round, as its counters say."""
-    numbers = [tensors[name] for name in node.output if name in tensors]
+    numbers = [np.asarray(tensors[name]) for name in node.output if not isinstance(tensors.get(name, []), list)]
     return [(int(number.reshape(())),) for number in numbers if number.size == 1 and number.dtype.kind == "i"]
 
 
