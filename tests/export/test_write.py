@@ -30,6 +30,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         period_seconds=300,
         license="Apache-2.0",
         trained_on="pumps.csv",
+        author="A. Team",
+        description="Forecasts flow and speed.",
     )
 
 
@@ -56,6 +58,9 @@ def test_the_contract_says_what_the_tensors_mean(exported: Exported) -> None:
         ("anomaly", None),
     ]
     assert all(output.role == output.name for output in contract.outputs)
+    assert (contract.author, contract.description) == ("A. Team", "Forecasts flow and speed.")
+    assert contract.memory is not None and contract.warm_after == contract.memory["forgets"]["0.01"]
+    assert 40 < contract.memory["outputs"]["score"]["0.01"] < 400  # its α of 0.1 alone takes 44 steps from 1 to 1e-2
     assert contract.producer is not None and contract.producer.startswith("statestep 0.")
     assert f"torch {torch.__version__.partition('+')[0]}" in contract.producer
     assert contract.parity is not None and contract.parity["steps"] > 300
@@ -114,6 +119,8 @@ def test_the_same_model_gives_the_same_fingerprint(exported: Exported, tmp_path:
         period_seconds=300,
         license="Apache-2.0",
         trained_on="pumps.csv",
+        author="A. Team",
+        description="Forecasts flow and speed.",
     )
     assert again.model.read_bytes() == exported.model.read_bytes()
     assert again.sequence.read_bytes() == exported.sequence.read_bytes()
@@ -129,6 +136,14 @@ def test_a_failed_proof_leaves_what_was_there(tmp_path: Path) -> None:
         export_step(broken, tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_bytes() == b"older"
+
+
+def test_a_unit_of_no_feature_is_refused(tmp_path: Path) -> None:
+    """A misspelt name would lose its unit in silence."""
+    with pytest.raises(
+        ExportError, match=r"there is a unit for 'flaw', the features are \['flow', 'pressure', 'speed'"
+    ):
+        export_step(model(), tmp_path / "model.onnx", units={"flaw": "l/s"})
 
 
 def test_a_name_that_is_not_onnx_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@
 3. *Batches do not matter.* Every batch size and composition gives each stream the same bits.
 4. *torch agrees*, where it is installed and the weights lie beside the model.
 
+It reports how soon the model forgets, measured where its contract does not say it, and how fast it is.
+
 It needs no torch itself, prints nothing and writes nothing: it returns a `Report`.
 """
 
@@ -15,12 +17,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from statestep.export.against import SequenceFile, against
 from statestep.export.compare import Array, Outputs, first_difference, place_in_words, units
 from statestep.export.errors import DataError
+from statestep.export.horizon import in_words, memory
+from statestep.export.readings import drawn, finite_rows
 from statestep.runtime import Contract, Engine, ModelError, StepModel
 
 Units = Mapping[str, Array]
@@ -55,13 +60,15 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `verify` found. `parity` is for the contract: steps and largest difference from torch, in sensor units."""
+    """What `verify` found. For the contract: `parity`, steps and largest difference from torch in sensor units, and
+    `memory`, how soon it forgets."""
 
     name: str
     fingerprint: str
     checks: tuple[Check, ...]
     speeds: tuple[Speed, ...]
     parity: dict[str, float] | None = None
+    memory: Mapping[str, Any] | None = None
 
     @property
     def passed(self) -> bool:
@@ -90,28 +97,30 @@ def verify(
     window: int | None = None,
     sequence: bool = True,
     torch_model: Callable[[Array], Outputs] | None = None,
+    loaded: StepModel | None = None,
     seed: int = 0,
 ) -> Report:
     """Check the step model at `model`, on `data` (stream → raw readings [T, F]) and on sequences drawn from `seed`.
 
     `window` also reports how far predictions from windows of that many timesteps are from streamed ones.
     `sequence=False` does without the sequence file; otherwise its absence is a failure. `torch_model` is the torch
-    reference, x [T, B, F] → outputs [T, B, …]; by default it is read from `<name>.pt`. Rows of `data` that hold a NaN
+    reference, x [T, B, F] → outputs [T, B, …]; by default it is read from `<name>.pt`. `loaded` is the model, where it
+    was loaded with states or constants said by hand. Rows of `data` that hold a NaN
     are passed by, as the service would send them to the dead letters.
 
     Raises `ModelError` for a file that is no step model and `DataError` for data of another shape.
     """
-    step = StepModel.load(model)
+    step = loaded or StepModel.load(model)
     rng = np.random.default_rng(seed)
-    streams = _readings(step.contract, data)
+    streams = finite_rows(step.contract, data)
     file = SequenceFile.load(path) if sequence and (path := sequence_path(model)).exists() else None
     fixed = () if file is None else ((file.steps or 20, file.streams or 2),)  # a file may be fixed at some sizes
-    drawn = [_draw(step.contract, steps, batch, rng) for steps, batch in (*SHAPES, *fixed)]
+    made = [drawn(step.contract, steps, batch, rng) for steps, batch in (*SHAPES, *fixed)]
     given = _cut(streams, DATA_STEPS)
-    sequences = [*drawn, *given]  # each [T, B, F]
+    sequences = [*made, *given]  # each [T, B, F]
     stepped = [_stepped(step, x) for x in sequences]
     unit: list[Units] = []
-    for own in (slice(None, len(drawn)), slice(len(drawn), None)):
+    for own in (slice(None, len(made)), slice(len(made), None)):
         if sequences[own]:
             unit += [units(step.contract, sequences[own], stepped[own])] * len(sequences[own])
     checks = [_finite(step.contract, stepped)]
@@ -121,37 +130,11 @@ def verify(
     torch_check, parity = _torch(step.contract, Path(model), torch_model, sequences, stepped, unit)
     checks.append(torch_check)
     if window is not None:
-        checks.append(_windowed(step, window, streams or {"drawn": _draw(step.contract, 2_000, 1, rng)[:, 0]}))
+        checks.append(_windowed(step, window, streams or {"drawn": drawn(step.contract, 2_000, 1, rng)[:, 0]}))
+    remembered = step.contract.memory or memory(step, streams, seed=seed)
+    checks.append(Check("memory", None, in_words(remembered)))
     speeds = tuple(_speed(step, batch, rng) for batch in SPEED_BATCHES)
-    return Report(step.contract.name, step.fingerprint, tuple(checks), speeds, parity)
-
-
-def _readings(contract: Contract, data: Mapping[str, Array] | None) -> dict[str, Array]:
-    """Each stream as float32 [T, F], rows that are not finite left out."""
-    features = len(contract.features)
-    streams = {}
-    for name, x in (data or {}).items():
-        if x.ndim != 2 or x.shape[1] != features:
-            raise DataError(f"stream {name!r} has shape {list(x.shape)}, the model takes [T, {features}] readings")
-        rows = np.ascontiguousarray(x, np.float32)
-        rows = rows[np.isfinite(rows).all(axis=1)]
-        if len(rows):
-            streams[name] = rows
-    return streams
-
-
-def _draw(contract: Contract, steps: int, batch: int, rng: np.random.Generator) -> Array:
-    """Readings that wander within each feature's range: a first-order autoregression, [T, B, F]."""
-    ranges = [(f.min, f.max) if f.min is not None and f.max is not None else (-2.0, 2.0) for f in contract.features]
-    low, high = np.array(ranges).T  # [F]
-    noise = rng.standard_normal((steps, batch, len(ranges)))  # [T, B, F]
-    wander = np.empty_like(noise)
-    level = rng.standard_normal(noise.shape[1:])  # [B, F]
-    for t in range(steps):
-        level = 0.9 * level + np.sqrt(1 - 0.9**2) * noise[t]
-        wander[t] = level
-    within = np.clip((low + high) / 2 + (high - low) / 4 * wander, low, high)  # beyond it may be no reading at all
-    return np.ascontiguousarray(within, np.float32)
+    return Report(step.contract.name, step.fingerprint, tuple(checks), speeds, parity, remembered)
 
 
 def _cut(streams: Mapping[str, Array], budget: int) -> list[Array]:
@@ -199,7 +182,7 @@ def _company(model: StepModel, rng: np.random.Generator) -> Check:
     """Each stream alone, then among others: in batches of every size, shuffled, and interleaved at random."""
     name = "batches do not matter"
     contract = model.contract
-    x = _draw(contract, COMPANY_STEPS, max(COMPANY), rng)  # [T, N, F]
+    x = drawn(contract, COMPANY_STEPS, max(COMPANY), rng)  # [T, N, F]
     alone = [_stepped(model, x[:, stream : stream + 1]) for stream in range(x.shape[1])]
     expected = {key: np.concatenate([outputs[key] for outputs in alone], axis=1) for key in alone[0]}  # [T, N, …]
     for size in COMPANY:
@@ -304,7 +287,7 @@ def _named(contract: Contract) -> str:
 
 def _speed(model: StepModel, batch: int, rng: np.random.Generator) -> Speed:
     """The median call."""
-    x = _draw(model.contract, 1, batch, rng)[0]  # [B, F]
+    x = drawn(model.contract, 1, batch, rng)[0]  # [B, F]
     states = [np.stack([state] * batch) for state in model.initial_states()]
     model.step(x, states)
     laps: list[float] = []

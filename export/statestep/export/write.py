@@ -47,13 +47,16 @@ def export_step(
     period_seconds: float | None = None,
     license: str | None = None,
     trained_on: str | None = None,
+    author: str | None = None,
+    description: str | None = None,
     data: Mapping[str, Array] | None = None,
 ) -> Exported:
     """Write `model` to `out` (`<name>.onnx`), `<name>.sequence.onnx` and, for a `Forecaster`, `<name>.pt`.
 
     `ranges` has the least and greatest reading seen of each feature and `units` their units, for the contract;
-    `data` (stream → [T, F]) is checked along with drawn sequences. The other settings go into the contract as they
-    are. Raises `ExportError` where `out` cannot be written or the proof fails; then nothing has been written.
+    `data` (stream → [T, F]) is checked along with drawn sequences, and how soon the model forgets is measured on it.
+    The other settings go into the contract as they are. Raises `ExportError` where `out` cannot be written or the proof
+    fails; then nothing has been written.
     """
     out = Path(out)
     if out.suffix != ".onnx":
@@ -67,6 +70,8 @@ def export_step(
         period_seconds=period_seconds,
         license=license,
         trained_on=trained_on,
+        author=author,
+        description=description,
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -86,8 +91,12 @@ def contract_of(
     period_seconds: float | None,
     license: str | None,
     trained_on: str | None,
+    author: str | None = None,
+    description: str | None = None,
 ) -> Contract:
     """What the step model's tensors mean."""
+    if strangers := sorted(set(units) - set(model.features)):
+        raise ExportError(f"there is a unit for {strangers[0]!r}, the features are {list(model.features)}")
     features = []
     for feature in model.features:
         low, high = ranges.get(feature, (None, None))
@@ -103,6 +112,8 @@ def contract_of(
         producer=f"statestep {version('statestep')} (torch {torch.__version__.partition('+')[0]})",
         license=license,
         trained_on=trained_on,
+        author=author,
+        description=description,
     )
 
 
@@ -118,7 +129,7 @@ def _write(
     if not report.passed:
         failed = report.failures[0]
         raise ExportError(f"the exported model fails its proof ({failed.name}): {failed.detail}")
-    contract = replace(contract, parity=report.parity)
+    contract = replace(contract, parity=report.parity, memory=report.memory)
     stamp(graph, contract)  # the proof goes into the metadata; the graph that was proven stays as it is
     onnx.save(graph, draft)
     names = [sequence_path(draft), draft]
