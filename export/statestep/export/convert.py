@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
 from statestep.export.carry import Carried, carried
 from statestep.export.compare import Array
@@ -27,17 +27,17 @@ from statestep.export.offline import offline_of
 from statestep.export.probe import Tags, probe
 from statestep.export.proof import Proof, company, prove
 from statestep.export.stepping import step_graph_of
-from statestep.export.surgery import prepared
+from statestep.export.surgery import opset_of, prepared
 from statestep.export.verify import Report, sequence_path, verify
 from statestep.export.weigh import halved, rounded
 from statestep.export.whole import LAYOUTS, Whole, dims_of, vocabulary
 from statestep.runtime import Contract, Feature, ModelError, Output, StepModel, guard, stamp
+from statestep.runtime.adapt import with_constants
+from statestep.runtime.pairs import Named
 
 WEIGHTS = ("fp32", "fp16")
 PROOF_ROWS = 200  # of each given sequence; the last check goes over more of them
 PROOF_STREAMS = 4
-
-Pairs = Mapping[str, str | tuple[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def convert(
     described: Described | None = None,
     *,
     layout: str | None = None,
-    states: Pairs | None = None,
+    states: Named | None = None,
     constants: Mapping[str, Any] | None = None,
     weights: str = "fp32",
     data: Mapping[str, Array] | None = None,
@@ -115,7 +115,7 @@ def convert(
 
 
 def _as_step_model(
-    raw: bytes, path: str | Path, states: Pairs | None, constants: Mapping[str, Any] | None
+    raw: bytes, path: str | Path, states: Named | None, constants: Mapping[str, Any] | None
 ) -> StepModel | None:
     """The model, where it takes single timesteps and its own state already."""
     if _reads_sequences(guard.parse(raw, str(path)), states or {}, constants or {}):
@@ -128,7 +128,7 @@ def _as_step_model(
         return None
 
 
-def _reads_sequences(model: ModelProto, states: Pairs, constants: Mapping[str, Any]) -> bool:
+def _reads_sequences(model: ModelProto, states: Named, constants: Mapping[str, Any]) -> bool:
     """Whether an input has two free axes and one of features: batch and time."""
     for value in model.graph.input:
         sizes = [dim.dim_value for dim in dims_of(value)]
@@ -147,7 +147,7 @@ def _stamped(
     data: Mapping[str, Array] | None,
 ) -> Converted:
     """A step model from elsewhere, its graph as it is, with the contract that was told or found."""
-    fix_constants(model, constants or {})
+    model = with_constants(model, constants or {}, opset_of(model))
     if weights == "fp16":
         model = halved(model)
     features = described.features or step.contract.feature_names
@@ -167,7 +167,7 @@ def _converted(
     model: ModelProto,
     described: Described,
     layout: str | None,
-    states: Pairs | None,
+    states: Named | None,
     constants: Mapping[str, Any] | None,
     weights: str,
     draft: Path,
@@ -175,7 +175,7 @@ def _converted(
     seed: int,
 ) -> Converted:
     """A graph over sequences, cut down to one timestep and proven against itself."""
-    fix_constants(model, constants or {})
+    model = with_constants(model, constants or {}, opset_of(model))
     ready = prepared(model)
     without_lists(ready.graph)
     if weights == "fp16":
@@ -222,24 +222,6 @@ def _given(data: Mapping[str, Array] | None, width: int) -> list[Array]:
             whole = np.ascontiguousarray(rows, np.float32)
             found.append(whole[np.isfinite(whole).all(axis=1)][:PROOF_ROWS, None])
     return [x for x in found if len(x)]
-
-
-def fix_constants(model: ModelProto, constants: Mapping[str, Any]) -> None:
-    """Make initialisers of the inputs that are given a value, in place."""
-    graph = model.graph
-    for name, given in constants.items():
-        value = next((value for value in graph.input if value.name == name), None)
-        if value is None:
-            raise ExportError(f"the graph has no input {name!r}, it has {[value.name for value in graph.input]}")
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        try:
-            array = np.asarray(given, dtype)
-            shape = [dim.dim_value or 1 for dim in dims_of(value)]
-            array = np.ascontiguousarray(np.broadcast_to(array, shape) if array.ndim < len(shape) else array)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ExportError(f"input {name!r} cannot be set to {given!r}: {error}") from None
-        graph.input.remove(value)
-        graph.initializer.append(numpy_helper.from_array(array, name))
 
 
 def _contract(original: Whole, work: Carried, tags: Tags, described: Described, draft: Path) -> Contract:
