@@ -161,19 +161,20 @@ def _confine(limits: Limits) -> None:
     import resource
 
     _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_CPU, int(limits.seconds) + 1)  # ends the child even where the parent is gone
+    busy = int(limits.seconds) + 1
+    _limit(resource.RLIMIT_CPU, busy, busy + 1)  # ends the child even where the parent is gone
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + limits.memory_bytes)
 
 
-def _limit(what: int, value: int) -> None:
+def _limit(what: int, soft: int, hard: int | None = None) -> None:
     """Lower a limit of this process, for good."""
     import resource
 
-    hard = resource.getrlimit(what)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(what, (value, value))
+    before = resource.getrlimit(what)[1]
+    allowed = [soft if hard is None else hard, *([] if before == resource.RLIM_INFINITY else [before])]
+    resource.setrlimit(what, (min(soft, *allowed), min(allowed)))
 
 
 def _load(data: bytes, name: str, how: Mapping[str, Any], kind: Kind) -> None:
@@ -193,7 +194,7 @@ def _sentence(name: str, ending: Ending, limits: Limits) -> str:
     trust = "if it is trusted all the same, pin it by --model-sha256"
     if ending.code is None or ending.code == -getattr(signal, "SIGXCPU", 0):
         return f"{name}: was not loaded within {limits.seconds:g} s by a process of its own; {trust}"
-    if ending.code == NO_MEMORY:
+    if ending.code in (NO_MEMORY, -9):  # 9, SIGKILL: the system itself had none left
         return f"{name}: takes more than {limits.memory_bytes >> 20:,} MiB of memory to load; {trust}"
     if ending.code < 0:
         return f"{name}: crashes onnxruntime ({_signal(-ending.code)} in a process of its own); do not run it"

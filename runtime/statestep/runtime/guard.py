@@ -22,7 +22,7 @@ MAX_BYTES = 1 << 30  # of a file; protobuf ends at 2 GiB, the largest recurrent 
 MAX_NODES = 100_000  # functions expanded; an unrolled sequence of a thousand steps has a third of it
 MAX_DEPTH = 8  # graphs in graphs and functions in functions; exporters write three, each level is a recursion
 MAX_RANK = 16  # axes of a tensor; onnxruntime's kernels are tested up to about eight
-MAX_SIZE = 1 << 31  # elements along an axis; above it kernels that count in 32 bits wrap around
+MAX_ELEMENTS = 1 << 30  # of a tensor; a state of a gibibyte is no state, and sizes beyond 32 bits crash kernels
 OLDEST_OPSET = 7  # onnxruntime promises nothing below it, and Dropout there meant training
 SHOWN = 60  # characters of a name from the file that a sentence repeats
 SENTENCE = 400  # characters of an error of onnxruntime's, which repeats names from the file as well
@@ -145,7 +145,8 @@ def _check(model: ModelProto) -> None:
         raise _RefusedError(f"has {nodes:,} nodes, a model may have {MAX_NODES:,}")
     if depth > MAX_DEPTH:
         raise _RefusedError(f"has graphs nested {depth} deep, {MAX_DEPTH} are allowed")
-    if depth > 1:
+    every = chain(model.graph.node, *(function.node for function in model.functions))
+    if any(_graphs(attribute) for node in every for attribute in node.attribute):
         _check_shapes_agree(model)
 
 
@@ -340,9 +341,8 @@ def _check_info(info: onnx.ValueInfoProto) -> None:
 def _check_shape(what: str, dims: Sequence[int]) -> None:
     if len(dims) > MAX_RANK:
         raise _RefusedError(f"holds {what} with {len(dims)} axes, {MAX_RANK} are allowed")
-    for size in dims:
-        if not 0 <= size <= MAX_SIZE:
-            raise _RefusedError(f"holds {what} with {size} elements along an axis; there may be 0 to {MAX_SIZE:,}")
+    if min(dims, default=0) < 0 or prod(size for size in dims if size) > MAX_ELEMENTS:  # a 0 elsewhere hides nothing
+        raise _RefusedError(f"holds {what} of the shape {list(dims)}; a tensor may have 0 to {MAX_ELEMENTS:,} elements")
 
 
 def _shown(name: str) -> str:
