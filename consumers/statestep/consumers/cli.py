@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import typer
 
-from statestep.consumers import cli_model, cli_stream
+from statestep.consumers import cli_convert, cli_model, cli_stream
 
 COMMANDS = (
     cli_model.fit,
     cli_model.export,
+    cli_convert.convert,
     cli_model.inspect,
     cli_model.verify,
     cli_stream.replay,

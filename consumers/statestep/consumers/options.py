@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +16,31 @@ ModelSha256 = Annotated[str | None, typer.Option(help="The SHA-256 of the model 
 Data = Annotated[str, typer.Option(help="Readings: a .csv, .jsonl or .parquet file, or - for JSONL on standard input.")]
 Key = Annotated[str | None, typer.Option(help="The column that names the stream. Without it the file is one stream.")]
 Time = Annotated[str, typer.Option(help="The column that holds the time: ISO 8601, or a number since 1970.")]
+States = Annotated[
+    list[str] | None,
+    typer.Option("--state", help="A state pair that cannot be told by name: in=out, or in=out:batch axis; repeatable."),
+]
+Values = Annotated[
+    list[str] | None, typer.Option("--set", help="An input that never changes: name=number, or name=[…]; repeatable.")
+]
+States = Annotated[
+    list[str] | None,
+    typer.Option("--state", help="A state pair of a model without a contract, in=out or in=out:AXIS; repeatable."),
+]
+Values = Annotated[
+    list[str] | None, typer.Option("--set", help="Fix an input that never changes, name=value; repeatable.")
+]
+Columns = Annotated[
+    str | None,
+    typer.Option("--features", help="Of a model without a contract: its features, separated by commas, or how many."),
+]
+Units = Annotated[list[str] | None, typer.Option("--unit", help="A feature's unit, name=unit; repeatable.")]
+Period = Annotated[
+    float | None, typer.Option(min=1e-9, help="Seconds between two timesteps; else told by the column of --time.")
+]
+Author = Annotated[str | None, typer.Option(help="Who made the model.")]
+License = Annotated[str | None, typer.Option(help="Its licence, as an SPDX name: Apache-2.0.")]
+Description = Annotated[str | None, typer.Option(help="What it is for, in a sentence.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")]
 
 
@@ -36,6 +63,66 @@ def pair(item: str, flag: str) -> tuple[str, str]:
     if not (name and equals):
         raise ConfigError(f"{flag} is {item!r}: it must be name=value")
     return name, value
+
+
+def states_of(items: list[str] | None) -> dict[str, str | tuple[str, int]] | None:
+    """`--state`, taken apart.
+
+    >>> states_of(["h=hn", "state=stateN:1"])
+    {'h': 'hn', 'state': ('stateN', 1)}
+    """
+    found: dict[str, str | tuple[str, int]] = {}
+    for item in items or ():
+        name, output = pair(item, "--state")
+        output, colon, axis = output.rpartition(":") if re.search(r":\d+$", output) else (output, "", "")
+        found[name] = (output, int(axis)) if colon else output
+    return found or None
+
+
+def constants_of(items: list[str] | None) -> dict[str, Any] | None:
+    """`--set`, taken apart; values are JSON: numbers, true and false, lists of them.
+
+    >>> constants_of(["sr=16000", "lengths=[1, 1]"])
+    {'sr': 16000, 'lengths': [1, 1]}
+    """
+    found = {}
+    for item in items or ():
+        name, value = pair(item, "--set")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            raise ConfigError(f"--set is {item!r}: the value must be a number or a list of numbers") from None
+    return found or None
+
+
+def states_of(given: Sequence[str] | None) -> dict[str, str | tuple[str, int]] | None:
+    """State pairs as `StepModel` takes them.
+
+    >>> states_of(["h=hn", "state=stateN:1"])
+    {'h': 'hn', 'state': ('stateN', 1)}
+    """
+    return {name: output_of(output) for name, output in (pair(item, "--state") for item in given or ())} or None
+
+
+def constants_of(given: Sequence[str] | None) -> dict[str, Any] | None:
+    """Constant inputs as `StepModel` takes them: numbers, true or false, or lists of them.
+
+    >>> constants_of(["sr=16000", "flags=[true, false]"])
+    {'sr': 16000, 'flags': [True, False]}
+    """
+    found = {}
+    for item in given or ():
+        name, text = pair(item, "--set")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            raise ConfigError(f"--set is {item!r}: the value must be a number, true or false, or a list") from None
+    return found or None
+
+
+def by_hand(state: Sequence[str] | None, constant: Sequence[str] | None, features: str | None) -> dict[str, Any]:
+    """What was said of a model that its file does not say, as `StepModel` takes it."""
+    return {"states": states_of(state), "constants": constants_of(constant), "features": features_of(features)}
 
 
 def ends_in_onnx(path: Path) -> None:

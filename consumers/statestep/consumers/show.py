@@ -16,6 +16,7 @@ from statestep.runtime import Contract, StepModel
 
 if TYPE_CHECKING:
     from statestep.export.calibrate import Errors
+    from statestep.export.convert import Converted
     from statestep.export.fit import Fitted
     from statestep.export.verify import Report
 
@@ -77,6 +78,31 @@ def errors(found: Errors, console: Console) -> None:
             f"[yellow]warning:[/yellow] on {len(found.losing)} of {len(found.by_target)} targets the last value "
             "forecasts better than the model: more data, other features or fewer units may help"
         )
+
+
+def converted(made: Converted, console: Console) -> None:
+    """What became of a graph: its states, and the proof."""
+    held = made.contract
+    states = ", ".join(f"{state.input} → {state.output}" for state in held.states)
+    if made.proof is None:
+        console.print(f"a step model already, its states: {escape(states)}", soft_wrap=True, highlight=False)
+    else:
+        proof = made.proof
+        how = "bit-equal" if proof.exact else f"within {proof.largest:.1g} of each output's spread"
+        sizes = f"lengths {', '.join(map(str, proof.lengths))}, batches {', '.join(map(str, proof.batches))}"
+        console.print(f"states lifted: {escape(states)}", soft_wrap=True, highlight=False)
+        console.print(
+            f"stepped = original: {how} over {proof.timesteps:,} timesteps ({sizes}), from zero and from random states",
+            soft_wrap=True,
+            highlight=False,
+        )
+    if held.output("prediction") is None:
+        console.print(
+            "[yellow]note:[/yellow] no output is named as the forecast, so all come out under “outputs”: "
+            "name it by --prediction, or by --targets",
+            soft_wrap=True,
+        )
+    report(made.report, console)
 
 
 def report(found: Report, console: Console) -> None:

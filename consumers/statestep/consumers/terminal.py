@@ -21,7 +21,7 @@ from statestep.consumers.http import PortInUse
 from statestep.consumers.pipeline import BadMessage
 from statestep.consumers.ports import BrokerError
 from statestep.consumers.tables import FileError
-from statestep.runtime import CapacityError, ModelError
+from statestep.runtime import CapacityError, ContractError, ModelError
 
 out = Console()
 err = Console(stderr=True)
@@ -31,6 +31,7 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (PortInUse, 2),
     (CapacityError, 2),
     (ModelError, 3),
+    (ContractError, 3),
     (FileError, 4),
     (BadMessage, 4),
     (PartitionsChanged, 4),

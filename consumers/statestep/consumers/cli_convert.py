@@ -1,0 +1,74 @@
+"""The command that makes a step model of an ONNX file from elsewhere: its flags, and what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from statestep.consumers import first_load, show, tables
+from statestep.consumers.options import Debug, Key, States, Values, constants_of, ends_in_onnx, names, states_of
+from statestep.consumers.terminal import err, out, told
+from statestep.runtime import guard
+
+
+@told
+def convert(
+    model: Annotated[Path, typer.Argument(help="An ONNX file: a network over sequences, or a step model.")],
+    out_path: Annotated[Path, typer.Option("--out", help="The step model to write; its sequence form goes beside it.")],
+    features: Annotated[str | None, typer.Option(help="What its columns are, separated by commas.")] = None,
+    targets: Annotated[
+        str | None, typer.Option(help="The features that its output forecasts for the next row.")
+    ] = None,
+    prediction: Annotated[str | None, typer.Option(help="The output that forecasts, where there are several.")] = None,
+    layout: Annotated[
+        Literal["BTF", "TBF", "BFT", "BT", "TB"] | None,
+        typer.Option(help="The input's axes (batch, time, feature), where they cannot be told."),
+    ] = None,
+    state: States = None,
+    constant: Values = None,
+    weights: Annotated[
+        Literal["fp32", "fp16"], typer.Option(help="fp16 stores weights in half the bytes, and computes in fp32.")
+    ] = "fp32",
+    data: Annotated[str | None, typer.Option(help="Readings to prove it by, beside random ones.")] = None,
+    key: Key = None,
+    time: Annotated[str | None, typer.Option(help="The column that holds the time; tells the period.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random sequences.")] = 0,
+    name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
+    model_version: Annotated[str, typer.Option(help="The model's version.")] = "1",
+    debug: Debug = False,
+) -> None:
+    """Turn any ONNX network over sequences into a step model that is proven equal to it."""
+    from statestep.export.convert import Described
+    from statestep.export.convert import convert as make
+
+    ends_in_onnx(out_path)
+    states, constants = states_of(state), constants_of(constant)
+    first_load.rehearse(guard.read(model), str(model), kind="graph")
+    streams, period = None, None
+    if data is not None:
+        streams, period = tables.load_streams(data, names(features or ""), key=key, time=time)
+    described = Described(
+        name=name,
+        model_version=model_version,
+        features=tuple(names(features)) if features else None,
+        targets=tuple(names(targets)) if targets else None,
+        prediction=prediction,
+        period_seconds=period,
+    )
+    with err.status("converting and proving"):
+        made = make(
+            model,
+            out_path,
+            described,
+            layout=layout,
+            states=states,
+            constants=constants,
+            weights=weights,
+            data=streams,
+            seed=seed,
+        )
+    show.converted(made, out)
+    written = [str(path) for path in (made.model, made.sequence) if path is not None]
+    out.print(f"written: {', '.join(written)}", soft_wrap=True, highlight=False)
