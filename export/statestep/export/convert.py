@@ -21,6 +21,7 @@ from onnx import ModelProto
 from statestep.export.carry import Carried, carried
 from statestep.export.compare import Array
 from statestep.export.errors import ExportError
+from statestep.export.horizon import memory
 from statestep.export.layout import layout_of
 from statestep.export.lists import without_lists
 from statestep.export.offline import offline_of
@@ -159,7 +160,7 @@ def _stamped(
         outputs=_with_roles([output.name for output in step.contract.outputs], features, described),
     )
     contract = _with_description(found, described, draft)
-    report = _written(model, contract, draft, data, sequence=False)
+    contract, report = _written(model, contract, draft, data, sequence=False)
     return Converted(draft, None, contract, report)
 
 
@@ -197,21 +198,24 @@ def _converted(
         graph = halved(graph)
     parity = {"steps": proof.timesteps, "max_abs_difference": float(f"{proof.absolute:.2g}")}
     contract = replace(contract, parity=parity)
-    report = _written(graph, contract, draft, data, sequence=True)
+    contract, report = _written(graph, contract, draft, data, sequence=True)
     return Converted(draft, sequence_path(draft), contract, report, proof)
 
 
 def _written(
     graph: ModelProto, contract: Contract, draft: Path, data: Mapping[str, Array] | None, *, sequence: bool
-) -> Report:
-    """Write the step model at `draft` and check what was written, as `statestep verify` will."""
+) -> tuple[Contract, Report]:
+    """Write the step model at `draft` with its memory horizon, and check it as `statestep verify` will."""
+    stamp(graph, contract)
+    step = StepModel(graph.SerializeToString(), name=contract.name)
+    contract = replace(contract, memory=memory(step, data))
     stamp(graph, contract)
     onnx.save(graph, draft)
     report = verify(draft, data, sequence=sequence)
     if not report.passed:
         failed = report.failures[0]
         raise ExportError(f"the converted model fails its proof ({failed.name}): {failed.detail}")
-    return report
+    return contract, report
 
 
 def _given(data: Mapping[str, Array] | None, width: int) -> list[Array]:
