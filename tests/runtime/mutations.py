@@ -242,6 +242,18 @@ def input_removed(rng: Rng, model: ModelProto) -> None:
         del node.input[int(rng.integers(len(node.input)))]
 
 
+def input_left_out(rng: Rng, model: ModelProto) -> None:
+    node = _pick(rng, _nodes(model))
+    if node.input:
+        node.input[int(rng.integers(len(node.input)))] = ""
+
+
+def output_left_out(rng: Rng, model: ModelProto) -> None:
+    node = _pick(rng, _nodes(model))
+    if node.output:
+        node.output[int(rng.integers(len(node.output)))] = ""
+
+
 def output_renamed(rng: Rng, model: ModelProto) -> None:
     node = _pick(rng, _nodes(model))
     if node.output:
@@ -402,6 +414,8 @@ MEANINGS: tuple[Callable[[Rng, ModelProto], None], ...] = (
     input_replaced,
     input_added,
     input_removed,
+    input_left_out,
+    output_left_out,
     output_renamed,
     output_added,
     node_moved,

@@ -99,6 +99,13 @@ def in_training(model: ModelProto) -> None:
     node("Dropout", "x", "", "yes")(model)
 
 
+def counting(model: ModelProto) -> None:
+    """A Loop whose number of turns is a tensor without elements."""
+    model.graph.initializer.append(numpy_helper.from_array(np.empty(0, np.int64), "turns"))
+    body = helper.make_graph([helper.make_node("Identity", ["go"], ["go_on"])], "body", [], [])
+    node("Loop", "turns", body=body)(model)
+
+
 def addressed(model: ModelProto) -> None:
     """onnxruntime's own tag for weights that lie in memory: the offset is an address."""
     tensor = model.graph.initializer.add(name="w", data_type=1, dims=[1], data_location=TensorProto.EXTERNAL)
@@ -120,6 +127,12 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "dropout computed": (node("Dropout", "x", "", "flag"), "uses Dropout in training mode, which draws random numbers"),
     "dropout": (in_training, "uses Dropout in training mode"),
     "batch statistics": (node("BatchNormalization", training_mode=1), "where a row depends on its batch-mates"),
+    "absent input": (node("Min", "x", ""), "leaves out one of the inputs of the operator 'Min', which must be there"),
+    "absent output": (
+        lambda model: model.graph.node.append(helper.make_node("Split", ["x"], ["", "k"], num_outputs=2, axis=1)),
+        "leaves out one of the outputs of the operator 'Split'",
+    ),
+    "empty condition": (counting, "gives the operator 'Loop' no single number in 'turns'"),
     "address": (addressed, "keeps weight 'w' outside the file"),
     "sparse": (sparse, "holds the sparse weight 'w'; store it dense"),
     "sparse attribute": (

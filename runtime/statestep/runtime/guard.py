@@ -57,6 +57,8 @@ ATTRIBUTES = frozenset(
         AttributeProto.STRINGS,
     )
 )
+CONDITIONED = {"If": 1, "Loop": 2}  # how many of their inputs are single numbers, which are read without looking
+OPTIONAL = onnx.defs.OpSchema.FormalParameterOption.Optional
 DEFAULT = ("", "ai.onnx")  # the two names of ONNX's own domain
 
 Function = tuple[str, str, str]  # domain, name, overload
@@ -271,6 +273,11 @@ def _check_operator(node: NodeProto, weights: Mapping[str, TensorProto]) -> None
         )
     if node.op_type not in OPERATORS:
         raise _RefusedError(f"uses the operator {_shown(node.op_type)}, which is not one that a step model may use")
+    _check_present(node)
+    if node.op_type in CONDITIONED:
+        for name in node.input[: CONDITIONED[node.op_type]]:
+            if name in weights and prod(weights[name].dims) != 1:
+                raise _RefusedError(f"gives the operator {_shown(node.op_type)} no single number in {_shown(name)}")
     if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
         flag = weights.get(node.input[2])
         if flag is None or flag.data_type != TensorProto.BOOL or any(flag.raw_data) or any(flag.int32_data):
@@ -279,6 +286,19 @@ def _check_operator(node: NodeProto, weights: Mapping[str, TensorProto]) -> None
         raise _RefusedError(
             "uses BatchNormalization in training mode, where a row depends on its batch-mates; export it for inference"
         )
+
+
+def _check_present(node: NodeProto) -> None:
+    """An absent input or output, written as an empty name, must be one that may be absent: kernels do not look."""
+    for values, kind in ((node.input, "inputs"), (node.output, "outputs")):
+        if all(values):
+            continue
+        formal = getattr(onnx.defs.get_schema(node.op_type), kind)
+        for place, value in enumerate(values):
+            if not value and formal[min(place, len(formal) - 1)].option != OPTIONAL:
+                raise _RefusedError(
+                    f"leaves out one of the {kind} of the operator {_shown(node.op_type)}, which must be there"
+                )
 
 
 def _check_attributes(attributes: Iterable[AttributeProto]) -> None:
