@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import pytest
+import typer.testing
 from onnx import TensorProto, helper
 
-from statestep.consumers import first_load, wiring
+from statestep.consumers import config, first_load, wiring
+from statestep.consumers.cli import app
 from statestep.consumers.config import ConfigError
 from statestep.consumers.first_load import Ending, Limits, in_fork, rehearse
 from statestep.runtime import ModelError
@@ -217,3 +220,89 @@ class TestLoadModel:
         monkeypatch.setattr(wiring, "StepModel", lambda *args, **how: pytest.fail("it was loaded"))
         with pytest.raises(ModelError, match=r"m\.onnx: cannot step 2 streams at once"):
             wiring.load_model(tmp_path / "m.onnx")
+
+
+COMMANDS = {
+    "inspect": ["inspect", "m.onnx"],
+    "verify": ["verify", "m.onnx"],
+    "replay": ["replay", "--model", "m.onnx", "--data", "d.csv", "--out", "o.jsonl"],
+    "run": [
+        "run",
+        "--model",
+        "m.onnx",
+        "--bootstrap-servers",
+        "127.0.0.1:1",
+        "--input",
+        "i",
+        "--output",
+        "o",
+        "--app-id",
+        "a",
+        "--http-port",
+        "0",
+    ],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+class TestCommandLine:
+    """Every command that takes a model loads it by the same rules."""
+
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """A folder with a model and readings, and signals as they were."""
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        root = logging.getLogger()
+        logged, level = root.handlers[:], logging.getLogger("statestep").level
+        monkeypatch.chdir(tmp_path)
+        Path("m.onnx").write_bytes(detector())
+        Path("d.csv").write_text("ts,flow,pressure\n0,1,2\n")
+        yield
+        root.handlers[:] = logged
+        logging.getLogger("statestep").setLevel(level)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def fault(self, command: str, *more: str) -> tuple[int, str]:
+        """The exit code, and the one sentence of an error."""
+        done = typer.testing.CliRunner().invoke(app, [*COMMANDS[command], *more])
+        (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        return done.exit_code, sentence.removeprefix("error: ")
+
+    def test_another_file_than_the_pinned_is_3(self, command: str) -> None:
+        """The sentence names both."""
+        code, sentence = self.fault(command, "--model-sha256", "a" * 64)
+        assert code == 3
+        assert hashlib.sha256(detector()).hexdigest() in sentence
+        assert "a" * 64 in sentence
+
+    def test_a_pin_of_another_form_is_2(self, command: str) -> None:
+        """It is no SHA-256 and would never fit."""
+        code, sentence = self.fault(command, "--model-sha256", "abc")
+        assert code == 2
+        assert sentence.startswith("--model-sha256 is 'abc': it must ")
+
+    def test_what_a_child_does_not_survive_is_3(self, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The commands try a file that is not pinned, and believe what came of it."""
+        monkeypatch.setattr(first_load, "in_fork", lambda job, limits: Ending(-signal.SIGSEGV, ""))
+        monkeypatch.setattr(first_load, "_in_fresh_process", lambda *task: Ending(-signal.SIGSEGV, ""))
+        assert self.fault(command) == (
+            3,
+            "m.onnx: crashes onnxruntime (SIGSEGV in a process of its own); do not run it",
+        )
+
+    def test_an_operator_that_is_not_allowed_is_3(self, command: str) -> None:
+        """The guard's sentence reaches the user as it is."""
+        model = graph([helper.make_node("RandomNormalLike", ["x"], ["y"])], INPUTS, {"y": OUTPUTS["y"]})
+        Path("m.onnx").write_bytes(model.SerializeToString())
+        code, sentence = self.fault(command)
+        assert code == 3
+        assert sentence.startswith("m.onnx: uses the operator 'RandomNormalLike', which draws random numbers")
+
+
+def test_the_pin_is_a_setting() -> None:
+    """By its variable in the environment, as every setting; one that is no SHA-256 is refused there already."""
+    needed = {"model": "m.onnx", "bootstrap_servers": "k:9092", "input": "in", "output": "out", "app_id": "app"}
+    assert config.load(None, needed, {"STATESTEP_MODEL_SHA256": "A" * 64}).model_sha256 == "A" * 64
+    with pytest.raises(ConfigError, match="--model-sha256 is 'abc': it must match"):
+        config.load(None, needed, {"STATESTEP_MODEL_SHA256": "abc"})

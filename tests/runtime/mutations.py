@@ -15,8 +15,8 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from statestep.runtime.contract import CONTRACT_KEY
-from statestep.runtime.guard import ELEMENTS
 from statestep.runtime.operators import OPERATORS
+from statestep.runtime.tensors import ELEMENTS
 
 Rng = np.random.Generator
 

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from statestep.runtime import ModelError, StepModel, guard
+from statestep.runtime import ModelError, StepModel, guard, tensors
 from statestep.runtime.operators import OPERATORS, RANDOM, reason_against
 
 from ..models import detector, smoother, smoother_contract, stamped
@@ -297,7 +297,7 @@ def test_the_operators_are_onnxs_and_are_not_refused_elsewhere() -> None:
     assert known >= RANDOM
 
 
-@pytest.mark.parametrize("element", sorted(guard.ELEMENTS))
+@pytest.mark.parametrize("element", sorted(tensors.ELEMENTS))
 @pytest.mark.parametrize("raw", [True, False])
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 1, 2)])
 def test_weights_of_every_type_and_shape_are_taken(element: int, raw: bool, shape: tuple[int, ...]) -> None:

@@ -17,34 +17,14 @@ import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from statestep.runtime.operators import OPERATORS, reason_against
+from statestep.runtime.tensors import SHOWN, RefusedError, check_info, check_tensor, refuse_sparse, shown
 
 MAX_BYTES = 1 << 30  # of a file; protobuf ends at 2 GiB, the largest recurrent networks in use are a tenth of this
 MAX_NODES = 100_000  # functions expanded; an unrolled sequence of a thousand steps has a third of it
 MAX_DEPTH = 8  # graphs in graphs and functions in functions; exporters write three, each level is a recursion
-MAX_RANK = 16  # axes of a tensor; onnxruntime's kernels are tested up to about eight
-MAX_ELEMENTS = 1 << 30  # of a tensor; a state of a gibibyte is no state, and sizes beyond 32 bits crash kernels
 OLDEST_OPSET = 7  # onnxruntime promises nothing below it, and Dropout there meant training
-SHOWN = 60  # characters of a name from the file that a sentence repeats
 SENTENCE = 400  # characters of an error of onnxruntime's, which repeats names from the file as well
 
-ELEMENTS: dict[
-    int, tuple[int, str]
-] = {  # what a tensor may be made of: bytes an element, and the field that holds those that are not raw
-    TensorProto.FLOAT: (4, "float_data"),
-    TensorProto.DOUBLE: (8, "double_data"),
-    TensorProto.FLOAT16: (2, "int32_data"),
-    TensorProto.BFLOAT16: (2, "int32_data"),
-    TensorProto.INT8: (1, "int32_data"),
-    TensorProto.INT16: (2, "int32_data"),
-    TensorProto.INT32: (4, "int32_data"),
-    TensorProto.INT64: (8, "int64_data"),
-    TensorProto.UINT8: (1, "int32_data"),
-    TensorProto.UINT16: (2, "int32_data"),
-    TensorProto.UINT32: (4, "uint64_data"),
-    TensorProto.UINT64: (8, "uint64_data"),
-    TensorProto.BOOL: (1, "int32_data"),
-}
-FIELDS = tuple(sorted({field for _, field in ELEMENTS.values()}))
 ATTRIBUTES = frozenset(
     (
         AttributeProto.FLOAT,
@@ -67,10 +47,6 @@ Extent = tuple[int, int]  # nodes with functions expanded, depth of graphs and f
 
 class ModelError(ValueError):
     """A file that is no step model: unreadable, not ONNX, refused by onnxruntime, or at odds with its contract."""
-
-
-class _RefusedError(Exception):
-    """What is wrong, without the file's name."""
 
 
 def read(path: str | Path, sha256: str | None = None) -> bytes:
@@ -113,7 +89,7 @@ def parse(data: bytes, name: str = "model") -> ModelProto:
         raise ModelError(f"{name}: is not an ONNX file (it holds no graph)")
     try:
         _check(model)
-    except _RefusedError as refused:
+    except RefusedError as refused:
         raise ModelError(f"{name}: {refused}") from None
     return model
 
@@ -125,28 +101,28 @@ def first_line(error: Exception) -> str:
 
 
 def _check(model: ModelProto) -> None:
-    """Raise `_RefusedError` for the first thing that a model may not hold."""
+    """Raise `RefusedError` for the first thing that a model may not hold."""
     for text in _texts(model):
         if isinstance(text, bytes):  # as which protobuf gives what is not UTF-8
-            raise _RefusedError(f"holds a name that is not UTF-8, {text[:SHOWN]!r}; was the file damaged?")
+            raise RefusedError(f"holds a name that is not UTF-8, {text[:SHOWN]!r}; was the file damaged?")
     _check_opset(model)
     if model.training_info:
-        raise _RefusedError("holds a training graph; export it for inference")
+        raise RefusedError("holds a training graph; export it for inference")
     functions = {_key(function): function for function in model.functions}
     if len(functions) < len(model.functions):
-        raise _RefusedError("holds two functions of one name")
+        raise RefusedError("holds two functions of one name")
     extents: dict[Function, Extent] = {}
     for key in _callees_first(functions):
         function = functions[key]
         if key[0] in DEFAULT:
-            raise _RefusedError(f"holds a function in the place of ONNX's own operator {_shown(key[1])}")
+            raise RefusedError(f"holds a function in the place of ONNX's own operator {shown(key[1])}")
         _check_attributes(function.attribute_proto)
         extents[key] = _extent(function.node, {}, extents)
     nodes, depth = _graph_extent(model.graph, extents)
     if nodes > MAX_NODES:
-        raise _RefusedError(f"has {nodes:,} nodes, a model may have {MAX_NODES:,}")
+        raise RefusedError(f"has {nodes:,} nodes, a model may have {MAX_NODES:,}")
     if depth > MAX_DEPTH:
-        raise _RefusedError(f"has graphs nested {depth} deep, {MAX_DEPTH} are allowed")
+        raise RefusedError(f"has graphs nested {depth} deep, {MAX_DEPTH} are allowed")
     every = chain(model.graph.node, *(function.node for function in model.functions))
     if any(_graphs(attribute) for node in every for attribute in node.attribute):
         _check_shapes_agree(model)
@@ -157,7 +133,7 @@ def _check_shapes_agree(model: ModelProto) -> None:
     try:
         onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except Exception as error:  # RuntimeError and classes of onnx's own
-        raise _RefusedError(f"has shapes that contradict each other ({first_line(error)})") from None
+        raise RefusedError(f"has shapes that contradict each other ({first_line(error)})") from None
 
 
 def _texts(model: ModelProto) -> Iterator[str | bytes]:
@@ -198,9 +174,9 @@ def _check_opset(model: ModelProto) -> None:
     within = chain.from_iterable(function.opset_import for function in model.functions)
     versions = [item.version for item in chain(own, within) if item.domain in DEFAULT]
     if not own:
-        raise _RefusedError("does not say which version of ONNX's operators it asks for")
+        raise RefusedError("does not say which version of ONNX's operators it asks for")
     if min(versions) < OLDEST_OPSET:
-        raise _RefusedError(
+        raise RefusedError(
             f"asks for version {min(versions)} of ONNX's operators, {OLDEST_OPSET} is the oldest that is run"
         )
 
@@ -219,7 +195,7 @@ def _callees_first(functions: Mapping[Function, FunctionProto]) -> list[Function
     try:
         return list(TopologicalSorter(calls).static_order())
     except CycleError as error:
-        raise _RefusedError(f"holds the function {_shown(error.args[1][0][1])}, which calls itself") from None
+        raise RefusedError(f"holds the function {shown(error.args[1][0][1])}, which calls itself") from None
 
 
 def _every_node(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
@@ -237,11 +213,11 @@ def _graphs(attribute: AttributeProto) -> Sequence[GraphProto]:
 def _graph_extent(graph: GraphProto, functions: Mapping[Function, Extent]) -> Extent:
     """Check a graph with all graphs in it."""
     for sparse in graph.sparse_initializer:
-        _refuse_sparse(sparse)
+        refuse_sparse(sparse)
     for tensor in graph.initializer:
-        _check_tensor(tensor)
+        check_tensor(tensor)
     for info in chain(graph.input, graph.output, graph.value_info):
-        _check_info(info)
+        check_info(info)
     return _extent(graph.node, {tensor.name: tensor for tensor in graph.initializer}, functions)
 
 
@@ -264,26 +240,26 @@ def _extent(
 
 
 def _check_operator(node: NodeProto, weights: Mapping[str, TensorProto]) -> None:
-    """Raise `_RefusedError` unless it is one of ONNX's own operators that a step model may use, and used as such."""
+    """Raise `RefusedError` unless it is one of ONNX's own operators that a step model may use, and used as such."""
     if reason := reason_against(node.op_type):
-        raise _RefusedError(f"uses the operator {_shown(node.op_type)}, {reason}")
+        raise RefusedError(f"uses the operator {shown(node.op_type)}, {reason}")
     if node.domain not in DEFAULT:
-        raise _RefusedError(
-            f"uses the operator {_shown(node.op_type)} of {_shown(node.domain)}; only ONNX's own operators are run"
+        raise RefusedError(
+            f"uses the operator {shown(node.op_type)} of {shown(node.domain)}; only ONNX's own operators are run"
         )
     if node.op_type not in OPERATORS:
-        raise _RefusedError(f"uses the operator {_shown(node.op_type)}, which is not one that a step model may use")
+        raise RefusedError(f"uses the operator {shown(node.op_type)}, which is not one that a step model may use")
     _check_present(node)
     if node.op_type in CONDITIONED:
         for name in node.input[: CONDITIONED[node.op_type]]:
             if name in weights and prod(weights[name].dims) != 1:
-                raise _RefusedError(f"gives the operator {_shown(node.op_type)} no single number in {_shown(name)}")
+                raise RefusedError(f"gives the operator {shown(node.op_type)} no single number in {shown(name)}")
     if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
         flag = weights.get(node.input[2])
         if flag is None or flag.data_type != TensorProto.BOOL or any(flag.raw_data) or any(flag.int32_data):
-            raise _RefusedError("uses Dropout in training mode, which draws random numbers; export it for inference")
+            raise RefusedError("uses Dropout in training mode, which draws random numbers; export it for inference")
     if node.op_type == "BatchNormalization" and any(a.name == "training_mode" and a.i for a in node.attribute):
-        raise _RefusedError(
+        raise RefusedError(
             "uses BatchNormalization in training mode, where a row depends on its batch-mates; export it for inference"
         )
 
@@ -296,8 +272,8 @@ def _check_present(node: NodeProto) -> None:
         formal = getattr(onnx.defs.get_schema(node.op_type), kind)
         for place, value in enumerate(values):
             if not value and formal[min(place, len(formal) - 1)].option != OPTIONAL:
-                raise _RefusedError(
-                    f"leaves out one of the {kind} of the operator {_shown(node.op_type)}, which must be there"
+                raise RefusedError(
+                    f"leaves out one of the {kind} of the operator {shown(node.op_type)}, which must be there"
                 )
 
 
@@ -305,70 +281,8 @@ def _check_attributes(attributes: Iterable[AttributeProto]) -> None:
     for attribute in attributes:
         for sparse in chain((attribute.sparse_tensor,), attribute.sparse_tensors):
             if sparse.ByteSize():
-                _refuse_sparse(sparse)
+                refuse_sparse(sparse)
         for tensor in chain((attribute.t,) if attribute.HasField("t") else (), attribute.tensors):
-            _check_tensor(tensor)
+            check_tensor(tensor)
         if not attribute.ref_attr_name and attribute.type not in ATTRIBUTES:
-            raise _RefusedError(f"holds the attribute {_shown(attribute.name)} of a kind that no operator takes")
-
-
-def _refuse_sparse(sparse: onnx.SparseTensorProto) -> None:
-    """A few bytes of it may stand for a tensor of any size."""
-    for tensor in (sparse.values, sparse.indices):
-        _refuse_external(tensor)
-    raise _RefusedError(f"holds the sparse weight {_shown(sparse.values.name)}; store it dense")
-
-
-def _refuse_external(tensor: TensorProto) -> None:
-    """Weights kept elsewhere could name any path on the machine, or any address in memory: none is followed."""
-    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        raise _RefusedError(f"keeps weight {_shown(tensor.name)} outside the file; export it with the weights inside")
-
-
-def _check_tensor(tensor: TensorProto) -> None:
-    """A tensor has the elements that its shape says: kernels read as many without asking."""
-    _refuse_external(tensor)
-    if tensor.data_type not in ELEMENTS:
-        kind = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in _KINDS else tensor.data_type
-        raise _RefusedError(f"holds the weight {_shown(tensor.name)} of type {kind}, which no step model needs")
-    size, field = ELEMENTS[tensor.data_type]
-    _check_shape(f"weight {_shown(tensor.name)}", tensor.dims)
-    count = prod(tensor.dims)
-    held = {name: len(getattr(tensor, name)) for name in FIELDS}
-    raw = len(tensor.raw_data)
-    fits = raw == count * size and not any(held.values()) if raw else sum(held.values()) == held[field] == count
-    if not fits or tensor.string_data or tensor.HasField("segment"):
-        raise _RefusedError(
-            f"holds the weight {_shown(tensor.name)} with other bytes than its shape "
-            f"{list(tensor.dims)} says; was the file damaged?"
-        )
-
-
-_KINDS = frozenset(TensorProto.DataType.values())
-
-
-def _check_info(info: onnx.ValueInfoProto) -> None:
-    """What a graph declares of a tensor that is computed: of a known kind, of a size that can be."""
-    held = info.type.sequence_type.elem_type if info.type.HasField("sequence_type") else info.type
-    if held.WhichOneof("value") not in (None, "tensor_type"):
-        raise _RefusedError(f"declares {_shown(info.name)} as no tensor; a step model works on tensors alone")
-    element = held.tensor_type.elem_type
-    if element and element not in ELEMENTS:
-        raise _RefusedError(f"declares {_shown(info.name)} of a type that no step model needs")
-    _check_shape(_shown(info.name), [dim.dim_value for dim in held.tensor_type.shape.dim])
-
-
-def _check_shape(what: str, dims: Sequence[int]) -> None:
-    if len(dims) > MAX_RANK:
-        raise _RefusedError(f"holds {what} with {len(dims)} axes, {MAX_RANK} are allowed")
-    if min(dims, default=0) < 0 or prod(size for size in dims if size) > MAX_ELEMENTS:  # a 0 elsewhere hides nothing
-        raise _RefusedError(f"holds {what} of the shape {list(dims)}; a tensor may have 0 to {MAX_ELEMENTS:,} elements")
-
-
-def _shown(name: str) -> str:
-    """A name from the file as a sentence may repeat it: quoted, escaped and cut.
-
-    >>> _shown("a\\n" + "b" * 100)[:8]
-    "'a\\\\nbbbb"
-    """
-    return repr(name if len(name) <= SHOWN else name[: SHOWN - 1] + "…")
+            raise RefusedError(f"holds the attribute {shown(attribute.name)} of a kind that no operator takes")
