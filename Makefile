@@ -1,4 +1,4 @@
-# What a person or a CI machine does here; `make` alone lists it. Everything lands in ignored folders: .venv .kafka .tools.
+# What a person or a CI machine does here; `make` alone lists it. Everything lands in ignored folders: .venv .kafka .tools .fixtures.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -54,10 +54,14 @@ kafka-stop: $(BASE)  ## Stop that broker, and no other
 bench: $(BASE)  ## Messages per second and CPU time per message, by stage
 	$(BIN)/statestep bench $(ARGS)
 
+.PHONY: fixtures
+fixtures: $(FULL)  ## Make the models of tests/fixtures anew, by Keras, TensorFlow and torch (1.6 GB, in .fixtures/)
+	$(BIN)/python tests/fixtures/make_fixtures.py
+
 .PHONY: clean
 clean:  ## Stop the broker and remove all that these targets made
 	if [ -x $(BIN)/python ] && [ -e .kafka/broker.pid ]; then $(KAFKA) stop; fi
-	rm -rf .venv .kafka .tools .benchmarks .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo-out
+	rm -rf .venv .kafka .tools .fixtures .benchmarks .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo-out
 
 # The base package alone, which is all that `make demo` installs; `make setup` adds to the same environment.
 $(BASE): pyproject.toml
