@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from statestep.consumers import bench
 from statestep.consumers.cli import app
-from statestep.consumers.config import Settings
+from statestep.consumers.config import FLAGS, Settings
 from statestep.runtime import Feature
 
 from ..models import detector, pump, smoother, smoother_contract, stamped
@@ -253,7 +253,7 @@ class TestHelp:
         """Under the setting's own name."""
         shown = run("run", "--help").stdout
         for name in Settings.model_fields:
-            assert f"--{name.replace('_', '-')}" in shown, name
+            assert f"--{FLAGS.get(name, name).replace('_', '-')}" in shown, name
 
 
 class TestInspect:

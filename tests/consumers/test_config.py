@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"http_port": 65_536}, "--http-port is 65536"),
     ({"http_port": "many"}, "--http-port is 'many': it must be a valid integer"),
     ({"create_topics": "maybe"}, "--create-topics is 'maybe': it must be a valid boolean"),
+    ({"states": "h=hn"}, "--state is 'h=hn': it must be a valid dictionary"),
+    ({"states": {"h": 5}}, "--state is 5: it must be a valid string"),
+    ({"features": [1]}, "--features is [1]: it must be a valid string"),
     ({"output": "in"}, "input, output and dead letters need a topic each, they are in, in, app-dlq"),
     ({"dead_letters": "out"}, "need a topic each, they are in, out, out"),
     ({"input": "app-dlq"}, "need a topic each, they are app-dlq, out, app-dlq"),
@@ -245,6 +249,32 @@ class TestKafkaProperties:
         path.write_bytes(b"a=\xff")
         with pytest.raises(ConfigError, match="are not UTF-8"):
             loaded(client_properties=str(path)).kafka_properties()
+
+
+@pytest.mark.parametrize("place", ["file", "environment"])
+def test_what_a_model_does_not_say_is_said_in_tables(tmp_path: Path, place: str) -> None:
+    """State pairs with or without their batch axis, constants of any kind, features by name or number."""
+    states, constants = {"state": "stateN:1", "h": "hn"}, {"sr": 16000, "mask": [1, 0], "on": True}
+    if place == "file":
+        path = tmp_path / "statestep.toml"
+        path.write_text(describe(loaded(states=states, constants=constants, features=576)))
+        settings = load(path, {}, {})
+    else:
+        environ = {"STATESTEP_STATES": json.dumps(states), "STATESTEP_CONSTANTS": json.dumps(constants)}
+        settings = loaded(environ | {"STATESTEP_FEATURES": "576"})
+    assert settings.by_hand() == {
+        "states": {"state": ("stateN", 1), "h": "hn"},
+        "constants": constants,
+        "features": 576,
+    }
+    assert loaded(features="flow, level").by_hand()["features"] == ["flow", "level"]
+    assert loaded().by_hand() == {"states": None, "constants": None, "features": None}
+
+
+@pytest.mark.parametrize("name", ["STATES", "CONSTANTS"])
+def test_a_table_in_the_environment_is_json(name: str) -> None:
+    """What cannot be read is named by its variable."""
+    assert refused({f"STATESTEP_{name}": "h=hn"}).startswith(f"STATESTEP_{name} must be a JSON object of ")
 
 
 def test_what_is_printed_is_a_file_that_gives_the_same_settings(tmp_path: Path) -> None:

@@ -105,6 +105,23 @@ def test_what_the_model_cannot_say_is_null() -> None:
     assert [document[name] for name in names] == [None] * 6
 
 
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        (None, [None] * 4),
+        ({"warm": None}, [None] * 4),
+        ({"warm": 1}, [True] * 4),
+        ({"warm": 3}, [False, False, True, True]),
+    ],
+)
+def test_a_stream_is_warm_from_the_horizon_on(memory: dict[str, Any] | None, expected: list[bool | None]) -> None:
+    """From the step that the model's memory names its outputs no longer depend on how the stream began."""
+    encoder = Encoder(smoother_contract(memory=memory), "ab" * 32, "sensors")
+    seen = Observation(b"k", (1.0, 2.0), 0)
+    values = [encoder.message(record(b""), seen, step, [], {}, msgspec.UNSET).value for step in (1, 2, 3, 400)]
+    assert [json.loads(value or b"")["warm"] for value in values] == expected
+
+
 def test_headers_pass_through_with_the_origin() -> None:
     """Headers of the input come first, doubled names included; then topic, partition and offset, on tombstones too."""
     encoder = Encoder(CONTRACT, "ab" * 32, "sensors")

@@ -11,7 +11,23 @@ import typer
 
 from statestep.consumers import first_load, show, tables, wiring
 from statestep.consumers.config import ConfigError
-from statestep.consumers.options import Debug, Key, ModelSha256, ends_in_onnx, names
+from statestep.consumers.options import (
+    Author,
+    Columns,
+    Debug,
+    Description,
+    Key,
+    License,
+    ModelSha256,
+    Period,
+    States,
+    Units,
+    Values,
+    by_hand,
+    described,
+    ends_in_onnx,
+    names,
+)
 from statestep.consumers.terminal import err, out, told, training
 from statestep.runtime import guard
 
@@ -40,6 +56,11 @@ def fit(
     seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
     name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
     model_version: Annotated[str, typer.Option(help="The model's version.")] = "1",
+    unit: Units = None,
+    period: Period = None,
+    author: Author = None,
+    license: License = None,
+    description: Description = None,
     debug: Debug = False,
 ) -> None:
     """Train a forecaster with its anomaly score, and write it as a step model that is proven."""
@@ -50,7 +71,8 @@ def fit(
 
     ends_in_onnx(out_path)
     columns = names(features)
-    streams, period = tables.load_streams(data, columns, key=key, time=time)
+    about = described(columns, unit, author, license, description)
+    streams, told_period = tables.load_streams(data, columns, key=key, time=time)
     with training(epochs) as on_epoch:
         fitted = train(
             streams,
@@ -75,8 +97,10 @@ def fit(
             name=name,
             model_version=model_version,
             ranges=fitted.ranges,
-            period_seconds=period,
+            period_seconds=period or told_period,
             trained_on=f"{Path(data).name}: {fitted.rows_training:,} rows of {len(streams):,} streams",
+            data=streams,
+            **about,
         )
         errors = fitted.errors
         plots = out_path.with_suffix(".loss.png"), out_path.with_suffix(".forecast.png")
@@ -105,6 +129,11 @@ def export(
     time: Annotated[str | None, typer.Option(help="The column that holds the time; tells the period.")] = None,
     name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
     model_version: Annotated[str, typer.Option(help="The model's version.")] = "1",
+    unit: Units = None,
+    period: Period = None,
+    author: Author = None,
+    license: License = None,
+    description: Description = None,
     debug: Debug = False,
 ) -> None:
     """Turn a trained torch module of your own into a step model that is proven equal to it."""
@@ -114,7 +143,8 @@ def export(
 
     ends_in_onnx(out_path)
     columns = names(features)
-    streams, period = tables.load_streams(data, columns, key=key, time=time) if data else (None, None)
+    about = described(columns, unit, author, license, description)
+    streams, told_period = tables.load_streams(data, columns, key=key, time=time) if data else (None, None)
     module = load_module(factory)
     load_weights(module, weights)
     with err.status("writing and proving"):
@@ -133,7 +163,9 @@ def export(
             name=name,
             model_version=model_version,
             ranges=lifted.ranges,
-            period_seconds=period,
+            period_seconds=period or told_period,
+            data=streams,
+            **about,
         )
     if lifted.errors is not None:
         show.errors(lifted.errors, out)
@@ -145,17 +177,22 @@ def export(
 def inspect(
     model: Annotated[Path, typer.Argument(help="The step model.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the contract as JSON, for programs.")] = False,
+    state: States = None,
+    constant: Values = None,
+    features: Columns = None,
     model_sha256: ModelSha256 = None,
     debug: Debug = False,
 ) -> None:
-    """Print a step model's contract: its features, states and outputs."""
-    found = wiring.load_model(model, sha256=model_sha256)
+    """Print a step model's contract: its features, states and outputs, and how soon it forgets."""
+    from statestep.export.horizon import in_words
+
+    found = wiring.load_model(model, sha256=model_sha256, **by_hand(state, constant, features))
     if as_json:
         typer.echo(
             json.dumps(json.loads(found.contract.to_json()) | {"sha256": found.fingerprint, "opset": found.opset})
         )
     else:
-        show.contract(found, out)
+        show.contract(found, out, forgets=in_words(found.contract.memory) if found.contract.memory else None)
 
 
 @told
@@ -166,6 +203,9 @@ def verify(
     window: Annotated[int | None, typer.Option(min=1, help="Also compare with predictions from windows of N.")] = None,
     sequence: Annotated[bool, typer.Option(help="Compare with the sequence file beside the model.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of the drawn sequences.")] = 0,
+    state: States = None,
+    constant: Values = None,
+    features: Columns = None,
     model_sha256: ModelSha256 = None,
     debug: Debug = False,
 ) -> None:
@@ -173,15 +213,15 @@ def verify(
     from statestep.export.verify import sequence_path
     from statestep.export.verify import verify as prove
 
-    features = wiring.load_model(model, sha256=model_sha256).contract.feature_names
+    loaded = wiring.load_model(model, sha256=model_sha256, **by_hand(state, constant, features))
     if sequence and sequence_path(model).exists():
         reference = sequence_path(model)
         first_load.rehearse(guard.read(reference), str(reference), kind="graph")
     streams = None
     if data is not None:
-        streams, _ = tables.load_streams(data, features, key=key)
+        streams, _ = tables.load_streams(data, loaded.contract.feature_names, key=key)
     with err.status("stepping"):
-        report = prove(model, streams, window=window, sequence=sequence, seed=seed)
+        report = prove(model, streams, window=window, sequence=sequence, seed=seed, loaded=loaded)
     show.report(report, out)
     if not report.passed:
         raise typer.Exit(3)

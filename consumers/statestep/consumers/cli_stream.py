@@ -12,7 +12,20 @@ from rich.markup import escape
 
 from statestep.consumers import config, show, wiring
 from statestep.consumers.config import ConfigError
-from statestep.consumers.options import Data, Debug, Key, Model, ModelSha256, Time, pair
+from statestep.consumers.options import (
+    Columns,
+    Data,
+    Debug,
+    Key,
+    Model,
+    ModelSha256,
+    States,
+    Time,
+    Values,
+    by_hand,
+    constants_of,
+    pair,
+)
 from statestep.consumers.pipeline import Policy
 from statestep.consumers.tables import FileError
 from statestep.consumers.terminal import counting, err, log_to_stderr, out, told
@@ -30,13 +43,17 @@ def replay(
     dead_letters: Annotated[str | None, typer.Option(help="Refused records; beside the output by default.")] = None,
     on_bad_message: Annotated[Policy, typer.Option(help="What happens to a refused record.")] = "dead-letter",
     max_streams: Annotated[int, typer.Option(min=1, help="Streams remembered at most.")] = 1_000_000,
+    state: States = None,
+    constant: Values = None,
+    features: Columns = None,
     model_sha256: ModelSha256 = None,
     debug: Debug = False,
 ) -> None:
     """Run history through the same service that runs behind Kafka, without a broker."""
     log_to_stderr("warning")
     stop = wiring.stop_on_signals()
-    loaded = wiring.load_model(model, sha256=model_sha256)  # before the progress bar's thread: it may fork
+    known = by_hand(state, constant, features)
+    loaded = wiring.load_model(model, sha256=model_sha256, **known)  # before the progress bar's thread: it may fork
     began = clock.monotonic()
     with counting() as progress:
         task = progress.add_task("replaying", total=None)
@@ -67,6 +84,9 @@ def run(
     config_file: Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")] = None,
     model: Annotated[Path | None, typer.Option(help="The step model.")] = None,
     model_sha256: ModelSha256 = None,
+    state: States = None,
+    constant: Values = None,
+    features: Columns = None,
     bootstrap_servers: Annotated[str | None, typer.Option(help="Kafka brokers, host:port[,…].")] = None,
     input_topic: Annotated[str | None, typer.Option("--input", help="The topic to read.")] = None,
     output: Annotated[str | None, typer.Option(help="The topic for predictions.")] = None,
@@ -96,6 +116,9 @@ def run(
     flags["input"] = input_topic
     if kafka:
         flags["kafka"] = dict(pair(item, "--kafka") for item in kafka)
+    if state:
+        flags["states"] = dict(pair(item, "--state") for item in state)
+    flags["constants"] = constants_of(constant)
     settings = config.load(config_file, flags)
     if print_config:
         typer.echo(config.describe(settings))

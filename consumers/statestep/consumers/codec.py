@@ -213,6 +213,7 @@ class Encoder:
         named = {"name": contract.name, "version": contract.model_version, "sha256": fingerprint}
         self._model = msgspec.Raw(msgspec.json.encode(named))
         self._topic = topic
+        self._warm_after = contract.warm_after
         self._encode = msgspec.json.Encoder().encode
         self._names = {
             role: (output.features if output is not None and output.features else contract.feature_names)
@@ -246,7 +247,7 @@ class Encoder:
             threshold=row.get("threshold"),
             anomaly=None if (anomaly := row.get("anomaly")) is None else bool(anomaly),
             flags=flags,
-            warm=None,
+            warm=None if self._warm_after is None else step >= self._warm_after,
             model=self._model,
             source=Source(self._topic, record.partition, record.offset),
             outputs=extra,

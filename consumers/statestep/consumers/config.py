@@ -32,6 +32,8 @@ from statestep.consumers.times import parse_time
 PREFIX = "STATESTEP_"
 TESTS = "STATESTEP_TEST_"  # the test suite's own
 SHA256 = r"^[0-9A-Fa-f]{64}$"
+TABLES = {"kafka": "Kafka client properties", "states": "state pairs", "constants": "constant inputs"}
+FLAGS = {"states": "state", "constants": "set"}  # of settings that a flag gives one at a time
 TOPIC = r"^[A-Za-z0-9._-]{1,249}$"  # what a broker accepts as a topic's name
 
 
@@ -53,6 +55,13 @@ class Settings(BaseSettings):
     model: Path = Field(description="The step model, an .onnx file.")
     model_sha256: str | None = Field(
         None, pattern=SHA256, description="The SHA-256 of the model file, in hex; any other file is refused."
+    )
+    states: dict[str, str] = Field(
+        {}, description='State pairs of a model without a contract, {in = "out"} or {in = "out:AXIS"}.'
+    )
+    constants: dict[str, Any] = Field({}, description="Inputs of the model that never change, {name = value}.")
+    features: str | int | None = Field(
+        None, description="Of a model without a contract: its features' names, separated by commas, or their number."
     )
     bootstrap_servers: str = Field(min_length=1, description="Kafka brokers, host:port separated by commas.")
     input: str = Field(pattern=TOPIC, description="The topic to read.")
@@ -87,6 +96,14 @@ class Settings(BaseSettings):
         """Where refused records go."""
         return self.dead_letters or f"{self.app_id}-dlq"
 
+    def by_hand(self) -> dict[str, Any]:
+        """What is said of the model that its file does not say, as `StepModel` takes it."""
+        return {
+            "states": {name: output_of(output) for name, output in self.states.items()} or None,
+            "constants": self.constants or None,
+            "features": features_of(self.features),
+        }
+
     def kafka_properties(self) -> dict[str, Any]:
         """What the Kafka clients are set up with. Raises `ConfigError`."""
         given = {} if self.client_properties is None else _properties_file(self.client_properties)
@@ -95,6 +112,27 @@ class Settings(BaseSettings):
             return client_properties(given | self.kafka) | {"bootstrap_servers": servers}
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+
+def output_of(text: str) -> str | tuple[str, int]:
+    """A state's output, with its batch axis where it is given.
+
+    >>> output_of("stateN:1"), output_of("stateN")
+    (('stateN', 1), 'stateN')
+    """
+    name, colon, axis = text.rpartition(":")
+    return (name, int(axis)) if name and colon and axis.isdecimal() else text
+
+
+def features_of(given: str | int | None) -> int | list[str] | None:
+    """The names of a model's features, or how many there are.
+
+    >>> features_of("flow, level"), features_of("576")
+    (['flow', 'level'], 576)
+    """
+    if isinstance(given, str) and not given.strip().isdecimal():
+        return [name.strip() for name in given.split(",") if name.strip()]
+    return None if given is None else int(given)
 
 
 def load(path: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
@@ -131,8 +169,9 @@ def load(path: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str]
         settings = Loaded(**given)
     except ValidationError as error:
         raise ConfigError(_sentence(error)) from None
-    except SettingsError:  # the one setting that is not a plain value
-        raise ConfigError(f"{PREFIX}KAFKA must be a JSON object of Kafka client properties") from None
+    except SettingsError as error:  # of the settings that are no plain values
+        named = next((name for name in TABLES if f'"{name}"' in str(error)), "kafka")
+        raise ConfigError(f"{PREFIX}{named.upper()} must be a JSON object of {TABLES[named]}") from None
     topics = (settings.input, settings.output, settings.dead_letter_topic)
     if len(set(topics)) < len(topics):  # the service would feed on what it writes
         raise ConfigError(f"input, output and dead letters need a topic each, they are {', '.join(topics)}")
@@ -159,7 +198,7 @@ def describe(settings: Settings) -> str:
 
 def _toml(value: Any) -> str:
     """A value as TOML writes it; JSON's way of writing strings is one of TOML's."""
-    return json.dumps(value if isinstance(value, int | float) else str(value), ensure_ascii=False)
+    return json.dumps(value if isinstance(value, int | float | list) else str(value), ensure_ascii=False)
 
 
 def _secret(name: str) -> bool:
@@ -195,7 +234,7 @@ def _nearest(name: str, known: set[str], prefix: str = "") -> str:
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else "configuration"
-    flag = f"--{name.replace('_', '-')}"
+    flag = f"--{FLAGS.get(name, name).replace('_', '-')}"
     if first["type"] == "missing":
         return f"{flag} is missing; give it, or {PREFIX}{name.upper()}, or {name} in the configuration file"
     reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should ").removeprefix("String should ")

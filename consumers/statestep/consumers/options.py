@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from statestep.consumers.config import ConfigError
+from statestep.consumers.config import ConfigError, features_of, output_of
 
 Model = Annotated[Path, typer.Option(help="The step model, an .onnx file.")]
 ModelSha256 = Annotated[str | None, typer.Option(help="The SHA-256 of the model file; any other file is refused.")]
 Data = Annotated[str, typer.Option(help="Readings: a .csv, .jsonl or .parquet file, or - for JSONL on standard input.")]
 Key = Annotated[str | None, typer.Option(help="The column that names the stream. Without it the file is one stream.")]
 Time = Annotated[str, typer.Option(help="The column that holds the time: ISO 8601, or a number since 1970.")]
-States = Annotated[
-    list[str] | None,
-    typer.Option("--state", help="A state pair that cannot be told by name: in=out, or in=out:batch axis; repeatable."),
-]
-Values = Annotated[
-    list[str] | None, typer.Option("--set", help="An input that never changes: name=number, or name=[…]; repeatable.")
-]
 States = Annotated[
     list[str] | None,
     typer.Option("--state", help="A state pair of a model without a contract, in=out or in=out:AXIS; repeatable."),
@@ -65,36 +58,6 @@ def pair(item: str, flag: str) -> tuple[str, str]:
     return name, value
 
 
-def states_of(items: list[str] | None) -> dict[str, str | tuple[str, int]] | None:
-    """`--state`, taken apart.
-
-    >>> states_of(["h=hn", "state=stateN:1"])
-    {'h': 'hn', 'state': ('stateN', 1)}
-    """
-    found: dict[str, str | tuple[str, int]] = {}
-    for item in items or ():
-        name, output = pair(item, "--state")
-        output, colon, axis = output.rpartition(":") if re.search(r":\d+$", output) else (output, "", "")
-        found[name] = (output, int(axis)) if colon else output
-    return found or None
-
-
-def constants_of(items: list[str] | None) -> dict[str, Any] | None:
-    """`--set`, taken apart; values are JSON: numbers, true and false, lists of them.
-
-    >>> constants_of(["sr=16000", "lengths=[1, 1]"])
-    {'sr': 16000, 'lengths': [1, 1]}
-    """
-    found = {}
-    for item in items or ():
-        name, value = pair(item, "--set")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            raise ConfigError(f"--set is {item!r}: the value must be a number or a list of numbers") from None
-    return found or None
-
-
 def states_of(given: Sequence[str] | None) -> dict[str, str | tuple[str, int]] | None:
     """State pairs as `StepModel` takes them.
 
@@ -118,6 +81,24 @@ def constants_of(given: Sequence[str] | None) -> dict[str, Any] | None:
         except ValueError:
             raise ConfigError(f"--set is {item!r}: the value must be a number, true or false, or a list") from None
     return found or None
+
+
+def described(
+    features: Sequence[str],
+    unit: Sequence[str] | None,
+    author: str | None,
+    license: str | None,
+    description: str | None,
+) -> dict[str, Any]:
+    """What is said of a model in its contract, as `export_step` takes it. A unit of no feature is told before training.
+
+    >>> described(["flow"], ["flow=m3/h"], None, "MIT", None)["units"]
+    {'flow': 'm3/h'}
+    """
+    units = dict(pair(item, "--unit") for item in unit or ())
+    if strangers := [name for name in units if name not in features]:
+        raise ConfigError(f"--unit is of {strangers[0]!r}: it must be of one of the features {', '.join(features)}")
+    return {"units": units, "author": author, "license": license, "description": description}
 
 
 def by_hand(state: Sequence[str] | None, constant: Sequence[str] | None, features: str | None) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from statestep.consumers.bench import EngineRow, ServiceRow
+from statestep.consumers.curve import curve
 from statestep.consumers.service import Summary
 from statestep.runtime import Contract, StepModel
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 MARKS = {True: "[green]✓[/green]", False: "[red]✗[/red]", None: "[yellow]–[/yellow]"}
 
 
-def contract(model: StepModel, console: Console) -> None:
-    """A step model as a person reads it."""
+def contract(model: StepModel, console: Console, *, forgets: str | None = None) -> None:
+    """A step model as a person reads it. `forgets` is its memory in a sentence."""
     held = model.contract
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold")
@@ -51,6 +52,20 @@ def contract(model: StepModel, console: Console) -> None:
     for output in held.outputs:
         outputs.add_row(escape(output.name), output.role or "its own")
     console.print(outputs)
+    if held.memory is not None:
+        memory(held.memory, forgets or "", console)
+
+
+def memory(held: Mapping[str, Any], forgets: str, console: Console) -> None:
+    """How soon a model forgets: a sentence, and the curve that it was read from."""
+    console.print()
+    console.print("memory", style="bold")
+    console.print(forgets, highlight=False)
+    found = held.get("curve", {})
+    if lines := curve(found.get("steps", []), found.get("gap", [])):
+        console.print("how far apart streams with different pasts are, in standard deviations (a score: in its")
+        console.print("threshold), after so many timesteps of the same readings:")
+        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 def fitted(found: Fitted, console: Console) -> None:
@@ -159,7 +174,14 @@ def _facts(model: StepModel, held: Contract) -> Iterable[tuple[str, str]]:
     if held.parity is not None:
         steps, apart = held.parity["steps"], held.parity["max_abs_difference"]
         yield "proven against torch", f"largest difference {apart:.2g} over {steps:,} steps"
-    for name in ("trained_on", "producer", "license"):
+    if held.memory is not None:
+        yield (
+            "warm",
+            "cannot be told, it forgets too slowly"
+            if held.warm_after is None
+            else f"from timestep {held.warm_after:,} of a stream on",
+        )
+    for name in ("description", "trained_on", "author", "producer", "license"):
         if value := getattr(held, name):
             yield name.replace("_", " "), str(value)
 

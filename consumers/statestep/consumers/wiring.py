@@ -98,7 +98,7 @@ def serve_kafka(settings: Settings, stop: threading.Event) -> Summary:
 
 def _serve_kafka(settings: Settings, stop: threading.Event, stack: ExitStack) -> Summary:
     """What can fail without a broker comes first, and the port before the group: a second start harms nobody."""
-    model = load_model(settings.model, sha256=settings.model_sha256)
+    model = load_model(settings.model, sha256=settings.model_sha256, **settings.by_hand())
     fields = Fields(settings.time, settings.key)
     Decoder(model.contract, fields)  # tells of a clash of names
     properties = settings.kafka_properties()
