@@ -34,12 +34,11 @@ def in_numpy(stream_model: StreamModel, x: Array, *, cell: str, scale: str) -> d
     """One stream x [T, F] through everything, in float64: prediction, expected [T, K] and score [T]."""
     network = stream_model.network
     assert isinstance(network, Forecaster)
-    weights = [tuple(w.detach().double().numpy() for w in layer) for layer in network.rnn.all_weights]
     mean, std = np.array(MEAN), np.array(STD)
     if scale == "per-stream":
         mean, variance = reference.running(x, MEMORY)
         std = np.maximum(np.sqrt(variance), 1e-6 * np.abs(mean) + 1e-12)
-    hidden = reference.hidden_states(cell, weights, (x - mean) / std)  # [T, H]
+    hidden = reference.hidden_states(cell, reference.layers_of(network.rnn), (x - mean) / std)  # [T, H]
     head = network.head.weight.detach().double().numpy(), network.head.bias.detach().double().numpy()
     unit = np.broadcast_to(std, x.shape)[:, TARGETS]  # [T, K]
     prediction = x[:, TARGETS] + unit * (hidden @ head[0].T + head[1])
@@ -49,7 +48,7 @@ def in_numpy(stream_model: StreamModel, x: Array, *, cell: str, scale: str) -> d
     return {"prediction": prediction, "expected": expected, "score": score}
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("cell", list(reference.STEPS))
 @pytest.mark.parametrize("scale", ["pooled", "per-stream"])
 def test_both_forms_are_the_formulas(cell: str, scale: str) -> None:
     """Prediction, expected and score of every stream equal the float64 computation, in both forms."""

@@ -205,7 +205,6 @@ def test_the_module_is_left_as_it_was() -> None:
         (Worded, "gives a str, it must give its forecast as a tensor"),
         (lambda: nn.Linear(3, 3), "Linear holds no nn.LSTM, nn.GRU or nn.RNN"),
         (lambda: nn.LSTM(3, 3, bidirectional=True), "is bidirectional"),
-        (lambda: nn.LSTM(3, 4, proj_size=3), "has proj_size 3"),
         (lambda: nn.GRU(5, 3), "GRU fails on 3 sequences of 1 rows of 3 features"),
         (lambda: nn.GRU(3, 4), "GRU forecasts 4 values and 3 targets are named"),
     ],

@@ -15,15 +15,18 @@ from statestep.export.verify import Check, Report, Speed, verify
 if TYPE_CHECKING:
     from statestep.export.calibrate import Errors
     from statestep.export.fit import Epoch, Example, Fitted
-    from statestep.export.forecaster import Forecaster, ForecasterConfig
+    from statestep.export.forecaster import CELLS, Forecaster, ForecasterConfig
     from statestep.export.forms import Scoring, StreamModel
     from statestep.export.handover import load_module, load_weights, read_scaler, scaler_of
+    from statestep.export.layers import CoupledLSTM, LayerNormLSTM, PeepholeLSTM, ResetBeforeGRU
     from statestep.export.lift import LiftedModel
     from statestep.export.scaling import NoScaling, PerStreamScaling, PooledScaling
     from statestep.export.weights import load, save
     from statestep.export.write import Exported, export_step
 
 _NEEDS_TORCH = {
+    "CELLS": "forecaster",
+    "CoupledLSTM": "layers",
     "Epoch": "fit",
     "Errors": "calibrate",
     "Example": "fit",
@@ -31,10 +34,13 @@ _NEEDS_TORCH = {
     "Fitted": "fit",
     "Forecaster": "forecaster",
     "ForecasterConfig": "forecaster",
+    "LayerNormLSTM": "layers",
     "LiftedModel": "lift",
     "NoScaling": "scaling",
+    "PeepholeLSTM": "layers",
     "PerStreamScaling": "scaling",
     "PooledScaling": "scaling",
+    "ResetBeforeGRU": "layers",
     "Scoring": "forms",
     "StreamModel": "forms",
     "export_step": "write",
@@ -47,7 +53,9 @@ _NEEDS_TORCH = {
 }
 
 __all__ = [
+    "CELLS",
     "Check",
+    "CoupledLSTM",
     "DataError",
     "Epoch",
     "Errors",
@@ -57,11 +65,14 @@ __all__ = [
     "Fitted",
     "Forecaster",
     "ForecasterConfig",
+    "LayerNormLSTM",
     "LiftedModel",
     "NoScaling",
+    "PeepholeLSTM",
     "PerStreamScaling",
     "PooledScaling",
     "Report",
+    "ResetBeforeGRU",
     "Scoring",
     "Speed",
     "StreamModel",

@@ -109,6 +109,7 @@ def fit(
     hidden: int = 64,
     layers: int = 1,
     dropout: float = 0.0,
+    projection: int | None = None,
     scale: str = "pooled",
     epochs: int = 40,
     learning_rate: float = 5e-3,
@@ -121,9 +122,10 @@ def fit(
     """Train a forecaster of the next row's `targets` (all features where None) on `streams`: name → [T, F].
 
     The last `validation` share of each stream's rows is kept for early stopping (after `patience` epochs without a
-    better error) and for the score's threshold. `on_epoch` is told of each epoch. The same seed gives the same weights
-    on machines of one kind, whatever their number of cores: more `threads` than one round otherwise, and are slower
-    for networks of up to some hundred units.
+    better error) and for the score's threshold. `cell`, `layers` and `projection` are those of `ForecasterConfig`: the
+    name of a cell, or one for each layer, as in "lstm,gru". `on_epoch` is told of each epoch. The same seed gives the
+    same weights on machines of one kind, whatever their number of cores: more `threads` than one round otherwise, and
+    are slower for networks of up to some hundred units.
 
     Raises `DataError` for data and `ExportError` for settings that cannot be used.
     """
@@ -139,7 +141,7 @@ def fit(
     ):
         if not value > 0:
             raise ExportError(f"{name} is {value:g}, it must be above 0")
-    config = ForecasterConfig(len(features), columns, cell, hidden, layers, dropout)
+    config = ForecasterConfig(len(features), columns, cell, hidden, layers, dropout, projection)
     series, left_out = series_of(streams, features, validation)
     blocks = blocks_of(series)
     scaling: Scaling = pooled_scaling(series) if scale == "pooled" else PerStreamScaling(len(features))

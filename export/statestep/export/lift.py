@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from statestep.export import cells
 from statestep.export.calibrate import Errors, scored
+from statestep.export.cells import Recurrent
 from statestep.export.compare import TOLERANCE, Array
 from statestep.export.errors import ExportError, first_line
 from statestep.export.forecaster import Gives
@@ -45,7 +46,7 @@ class _Carrier:
 class _StandIn(nn.Module):
     """Called like the recurrent layer that it stands for, with sequences of one row."""
 
-    def __init__(self, name: str, rnn: nn.RNNBase, carrier: _Carrier):
+    def __init__(self, name: str, rnn: Recurrent, carrier: _Carrier):
         super().__init__()
         self.name = name
         self.rnn = rnn
@@ -70,12 +71,10 @@ class _StandIn(nn.Module):
             hidden = [layer.reshape(1, steps * batch, -1) for layer in whole]
             after = (torch.cat(hidden),)
         self.carrier.after[self.name] = after
-        if isinstance(self.rnn, nn.LSTM):
+        if len(after) < len(cells.letters_of(self.rnn)):
             # Whole sequences leave no cell state for each row: the proof knows by the NaN that the module looks at it.
-            final: Any = after if len(after) == 2 else (after[0], torch.full_like(after[0], torch.nan))
-        else:
-            final = after[0]
-        return hidden[-1].transpose(0, 1) if self.rnn.batch_first else hidden[-1], final
+            after = (*after, after[0].new_full((*after[0].shape[:2], self.rnn.hidden_size), torch.nan))
+        return hidden[-1].transpose(0, 1) if self.rnn.batch_first else hidden[-1], cells.packed(self.rnn, after)
 
 
 class Lifted(nn.Module):
@@ -83,7 +82,7 @@ class Lifted(nn.Module):
 
     def __init__(self, module: nn.Module, *, targets: tuple[int, ...], batch_first: bool | None, gives: Gives):
         super().__init__()
-        layers = {name: part for name, part in module.named_modules() if isinstance(part, nn.RNNBase)}
+        layers = {name: part for name, part in module.named_modules() if isinstance(part, cells.KINDS)}
         if not layers:
             raise ExportError(
                 f"{type(module).__name__} holds no nn.LSTM, nn.GRU or nn.RNN, whose state could be carried"
@@ -174,7 +173,7 @@ def _prove(module: nn.Module, network: Lifted, features: int, targets: int) -> N
     for length in PROOF_LENGTHS:
         z = torch.randn(length, PROOF_BATCH, features, generator=draw)  # [T, B, F]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), cells.quiet():
                 whole = _forecast_of(untouched(z.transpose(0, 1) if network.batch_first else z))
                 stepped, at_once = _step_through(network, z), network.sequence(z)  # [T, B, K]
         except ExportError:
