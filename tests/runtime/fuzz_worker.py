@@ -24,7 +24,7 @@ from statestep.runtime import ModelError, StepModel, guard, session_options
 
 from .mutations import mutate
 
-LIMITS = first_load.Limits(seconds=5.0, memory_bytes=512 << 20)
+LIMITS = first_load.Limits(seconds=3.0, memory_bytes=512 << 20)
 WHOLE = ".sequence."  # in the name of a file that holds a graph over whole sequences
 
 

@@ -313,7 +313,7 @@ def node_looped(rng: Rng, model: ModelProto) -> None:
         [count, condition],
         [helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []), *values],
     )
-    often = _pick(rng, WHOLE) if rng.random() < 0.1 else _pick(rng, (0, 1, 3, -1))
+    often = _pick(rng, WHOLE) if rng.random() < 0.05 else _pick(rng, (0, 1, 3, -1))
     turns = numpy_helper.from_array(np.array(often, np.int64), "turns")
     graph.initializer.extend([turns, numpy_helper.from_array(np.array(True), "go")])
     loop = helper.make_node("Loop", ["turns", "go"], [value.name for value in values], body=body)

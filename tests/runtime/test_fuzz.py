@@ -165,9 +165,10 @@ def test_every_refusal_is_one_printable_sentence(endings: list[dict[str, Any]]) 
 def test_what_only_running_tells_is_refused_in_production(folder: Path, endings: list[dict[str, Any]]) -> None:
     """The mutants that ended by a limit or a signal are model errors to the process that loads them."""
     ended = [e for e in endings if e["code"] not in (FINE, REFUSED)]
-    for ending in ended[:3]:
+    assert ended
+    for ending in ended[:2]:
         kind: first_load.Kind = "graph" if ".sequence." in ending["file"] else "step"
-        with pytest.raises(ModelError, match=r"in a process of its own|of memory"):
+        with pytest.raises(ModelError, match=r"a process of its own|of memory"):
             first_load.rehearse(
                 mutant(folder, ending), ending["file"], kind=kind, limits=first_load.Limits(2.0, 256 << 20)
             )

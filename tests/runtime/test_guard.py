@@ -106,6 +106,14 @@ def counting(model: ModelProto) -> None:
     node("Loop", "turns", body=body)(model)
 
 
+def branching(model: ModelProto) -> None:
+    """An If in an If, whose condition is a constant without elements of the graph around."""
+    none = numpy_helper.from_array(np.empty(0, np.bool_))
+    model.graph.node.append(helper.make_node("Constant", [], ["none"], value=none))
+    inner = helper.make_node("If", ["none"], ["k"], then_branch=helper.make_graph([], "then", [], []))
+    node("If", "h", then_branch=helper.make_graph([inner], "outer", [], []))(model)
+
+
 def addressed(model: ModelProto) -> None:
     """onnxruntime's own tag for weights that lie in memory: the offset is an address."""
     tensor = model.graph.initializer.add(name="w", data_type=1, dims=[1], data_location=TensorProto.EXTERNAL)
@@ -133,6 +141,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "leaves out one of the outputs of the operator 'Split'",
     ),
     "empty condition": (counting, "gives the operator 'Loop' no single number in 'turns'"),
+    "empty constant": (branching, "gives the operator 'If' no single number in 'none'"),
     "address": (addressed, "keeps weight 'w' outside the file"),
     "sparse": (sparse, "holds the sparse weight 'w'; store it dense"),
     "sparse attribute": (

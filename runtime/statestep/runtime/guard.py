@@ -7,6 +7,7 @@ runs, is for a process that may die: the first load of a file belongs into one.
 from __future__ import annotations
 
 import hashlib
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain
@@ -42,6 +43,7 @@ OPTIONAL = onnx.defs.OpSchema.FormalParameterOption.Optional
 DEFAULT = ("", "ai.onnx")  # the two names of ONNX's own domain
 
 Function = tuple[str, str, str]  # domain, name, overload
+Constants = ChainMap[str, TensorProto]  # of a graph, then of those that it lies in
 Extent = tuple[int, int]  # nodes with functions expanded, depth of graphs and functions
 
 
@@ -117,8 +119,8 @@ def _check(model: ModelProto) -> None:
         if key[0] in DEFAULT:
             raise RefusedError(f"holds a function in the place of ONNX's own operator {shown(key[1])}")
         _check_attributes(function.attribute_proto)
-        extents[key] = _extent(function.node, {}, extents)
-    nodes, depth = _graph_extent(model.graph, extents)
+        extents[key] = _extent(function.node, ChainMap(), extents)
+    nodes, depth = _graph_extent(model.graph, ChainMap(), extents)
     if nodes > MAX_NODES:
         raise RefusedError(f"has {nodes:,} nodes, a model may have {MAX_NODES:,}")
     if depth > MAX_DEPTH:
@@ -191,7 +193,8 @@ def _called(node: NodeProto) -> Function:
 
 def _callees_first(functions: Mapping[Function, FunctionProto]) -> list[Function]:
     """The functions in an order in which each comes after those that it calls."""
-    calls = {key: {_called(node) for node in _every_node(f.node)} & set(functions) for key, f in functions.items()}
+    known = functions.keys()
+    calls = {key: known & {_called(node) for node in _every_node(f.node)} for key, f in functions.items()}
     try:
         return list(TopologicalSorter(calls).static_order())
     except CycleError as error:
@@ -210,21 +213,25 @@ def _graphs(attribute: AttributeProto) -> Sequence[GraphProto]:
     return [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
 
 
-def _graph_extent(graph: GraphProto, functions: Mapping[Function, Extent]) -> Extent:
-    """Check a graph with all graphs in it."""
+def _graph_extent(graph: GraphProto, around: Constants, functions: Mapping[Function, Extent]) -> Extent:
+    """Check a graph with all graphs in it. `around` are the constants of the graphs that it lies in."""
     for sparse in graph.sparse_initializer:
         refuse_sparse(sparse)
     for tensor in graph.initializer:
         check_tensor(tensor)
     for info in chain(graph.input, graph.output, graph.value_info):
         check_info(info)
-    return _extent(graph.node, {tensor.name: tensor for tensor in graph.initializer}, functions)
+    own = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            own |= {
+                name: attribute.t for name in node.output for attribute in node.attribute if attribute.HasField("t")
+            }
+    return _extent(graph.node, around.new_child(own), functions)
 
 
-def _extent(
-    nodes: Iterable[NodeProto], weights: Mapping[str, TensorProto], functions: Mapping[Function, Extent]
-) -> Extent:
-    """Check nodes with all that is in them. `weights` are the initialisers of their own graph."""
+def _extent(nodes: Iterable[NodeProto], weights: Constants, functions: Mapping[Function, Extent]) -> Extent:
+    """Check nodes with all that is in them. `weights` are the constants that they see."""
     count = depth = 0
     for node in nodes:
         more, below = functions.get(_called(node), (1, 0))
@@ -233,13 +240,13 @@ def _extent(
         _check_attributes(node.attribute)
         for attribute in node.attribute:
             for graph in _graphs(attribute):
-                inside, deeper = _graph_extent(graph, functions)
+                inside, deeper = _graph_extent(graph, weights, functions)
                 more, below = more + inside, max(below, deeper)
         count, depth = count + more, max(depth, below)
     return count, depth + 1
 
 
-def _check_operator(node: NodeProto, weights: Mapping[str, TensorProto]) -> None:
+def _check_operator(node: NodeProto, weights: Constants) -> None:
     """Raise `RefusedError` unless it is one of ONNX's own operators that a step model may use, and used as such."""
     if reason := reason_against(node.op_type):
         raise RefusedError(f"uses the operator {shown(node.op_type)}, {reason}")
