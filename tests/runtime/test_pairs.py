@@ -184,3 +184,12 @@ def test_features_are_named_or_counted_by_hand() -> None:
     assert detect("m", *fixed, features=["flow", "level"]).feature_names == ("flow", "level")
     with pytest.raises(ContractError, match="3 features are named, input 'x' has 2"):
         detect("m", *fixed, features=3)
+
+
+@pytest.mark.parametrize("width", [0, (1 << 20) + 1, 1 << 31])
+def test_an_absurd_width_is_refused(width: int) -> None:
+    """Every feature gets a name: billions, as a damaged file may claim, would fill the memory."""
+    with pytest.raises(ContractError, match=r"features, a step takes 1 to 1,048,576"):
+        detect("m", tensors(x=("B", width), h0=("B", 8)), tensors(y=("B", 1), hn=("B", 8)))
+    with pytest.raises(ContractError, match=r"features, a step takes 1 to 1,048,576"):
+        detect("m", tensors(x=("B", "F"), h0=("B", 8)), tensors(y=("B", 1), hn=("B", 8)), features=width)

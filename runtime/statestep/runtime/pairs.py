@@ -41,6 +41,7 @@ PAIR_PATTERNS = (
         ),
     ),
 )
+WIDEST = 1 << 20  # features of a timestep; each gets a name, and a damaged file may claim billions
 OBSERVATIONS = ("x", "input", "inputs", "observation", "features", "audio_signal")  # never guessed to be a state
 
 Named = Mapping[str, str | tuple[str, int]]  # state input → its output, or that and the batch axis
@@ -205,12 +206,13 @@ def _columns(x: Tensor, features: int | Sequence[str] | None, symbol: str | None
             f"input {x.name!r} has shape {list(x.shape)}, a step takes [batch, features]: say how many features by "
             "features=N (--features N)"
         )
-    names = (
-        [f"x{i}" for i in range(features or cast(int, width))] if not isinstance(features, Sequence) else [*features]
-    )
-    if isinstance(width, int) and len(names) != width:
-        raise ContractError(f"{len(names)} features are named, input {x.name!r} has {width}")
-    return names
+    count = len(features) if isinstance(features, Sequence) else features
+    count = cast(int, width) if count is None else count
+    if isinstance(width, int) and count != width:
+        raise ContractError(f"{count} features are named, input {x.name!r} has {width}")
+    if not 1 <= count <= WIDEST:
+        raise ContractError(f"input {x.name!r} has {count:,} features, a step takes 1 to {WIDEST:,}")
+    return list(features) if isinstance(features, Sequence) else [f"x{i}" for i in range(count)]
 
 
 def _batch_symbol(x: Tensor, states: Sequence[Tensor]) -> str | None:
