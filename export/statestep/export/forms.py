@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from statestep.export.forecaster import Gives
 from statestep.export.recur import Tensors, recur
-from statestep.export.scaling import LIMIT, TINY, Scaled, Scaling
+from statestep.export.scaler import LIMIT
+from statestep.export.scaling import TINY, Scaled, Scaling
 from statestep.runtime import State
 
 ALPHA = 0.1  # weight of the newest error in the score: about ten timesteps of memory

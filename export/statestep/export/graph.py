@@ -14,8 +14,9 @@ import onnxscript
 import torch
 from torch import Tensor, nn
 
-from statestep.export.errors import ExportError
+from statestep.export.errors import ExportError, first_line
 from statestep.export.forms import SequenceForm, StepForm, StreamModel
+from statestep.export.surgery import forget_the_machine
 
 OPSET = 18  # the exporter's lowest, so that old runtimes read it; nothing here needs a newer one
 FOLD_LIMIT = 1 << 30  # bytes; below it the optimizer folds weights into plain initialisers, its default leaves Slices
@@ -48,34 +49,27 @@ def _export(
     form: nn.Module, example: tuple[Tensor, ...], *, inputs: list[str], outputs: list[str], shapes: tuple[Any, ...]
 ) -> onnx.ModelProto:
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            form.eval(),
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=inputs,
-            output_names=outputs,
-            dynamic_shapes=shapes,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                form.eval(),
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises what it met in a team's own code, of any kind
+            reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+            raise ExportError(f"torch cannot write the module as a graph: {reason}") from error
         assert program is not None
         folded = onnxscript.optimizer.optimize(
             program.model_proto, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT
         )
     _check(folded)
-    _forget_the_machine(folded.graph)
+    forget_the_machine(folded.graph)
     return folded
-
-
-def _forget_the_machine(graph: onnx.GraphProto) -> None:
-    """Drop the exporter's notes: it writes the stack at each node's making, with this machine's paths."""
-    for item in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        del item.metadata_props[:]
-        item.doc_string = ""
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _forget_the_machine(attribute.g)
 
 
 def _check(model: onnx.ModelProto) -> None:

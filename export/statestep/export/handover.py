@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import json
-import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from statestep.export import scaler
 from statestep.export.errors import ExportError, first_line
 from statestep.export.scaling import PooledScaling
 
@@ -84,15 +83,7 @@ def _read_torch(path: str | Path) -> dict[str, Any]:
 
 def read_scaler(path: str | Path, features: Sequence[str]) -> PooledScaling:
     """Read {"mean": {feature: value}, "std": {feature: value}}, or lists in the order of the features."""
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ExportError(f"the scaler {str(path)!r} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ExportError(f"the scaler {str(path)!r} is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ExportError(f'the scaler {str(path)!r} must be an object with "mean" and "std"')
-    return scaler_of(document.get("mean"), document.get("std"), features)
+    return _pooled(scaler.read_scaler(path, features))
 
 
 def scaler_of(mean: Any, std: Any, features: Sequence[str]) -> PooledScaling:
@@ -101,21 +92,11 @@ def scaler_of(mean: Any, std: Any, features: Sequence[str]) -> PooledScaling:
     >>> scaler_of({"flow": 5.0}, [2.0], ["flow"]).std.tolist()
     [2.0]
     """
-    columns = []
-    for what, values in (("mean", mean), ("std", std)):
-        if isinstance(values, Mapping):
-            values = [values.get(feature) for feature in features]
-        if not isinstance(values, Sequence) or len(values) != len(features):
-            raise ExportError(f"the scaler's {what} must have a number for each of the features {list(features)}")
-        for feature, value in zip(features, values, strict=True):
-            good = isinstance(value, int | float) and math.isfinite(value) and (what == "mean" or value > 0)
-            if not good:
-                raise ExportError(
-                    f"the scaler's {what} of {feature!r} is {value!r}, it must be a finite number"
-                    + (" above 0" if what == "std" else "")
-                )
-        columns.append(torch.tensor(values, dtype=torch.float64))  # [F]
-    return PooledScaling(*columns)
+    return _pooled(scaler.scaler_of(mean, std, features))
+
+
+def _pooled(found: scaler.Scaler) -> PooledScaling:
+    return PooledScaling(torch.from_numpy(found.mean), torch.from_numpy(found.std))
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -81,10 +81,12 @@ def _leave(source: str, name: str, tag: Tag, sizes: tuple[str, str], builder: Bu
         if not tag.by_time:
             source = _turned(source, [1, 0, *range(2, rank + 1)], name, builder)
     else:
-        lead = [axis for axis in (tag.time, tag.batch) if axis is not None]
-        source = _turned(source, [*lead, *(axis for axis in range(rank) if axis not in lead)], name, builder)
+        front = [axis for axis in (tag.time, tag.batch) if axis is not None]
+        source = _turned(source, [*front, *(axis for axis in range(rank) if axis not in front)], name, builder)
     builder.graph.node.append(helper.make_node("Identity", [source], [name], name=f"{name}/Identity"))
-    value = helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(tag.value.dtype), None)
+    own = [size for axis, size in enumerate(tag.shape) if axis not in (tag.time, tag.batch, tag.merged)]
+    front: list[int | str] = ["B"] if tag.time is None and tag.merged is None else ["T", "B"]
+    value = helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(tag.value.dtype), [*front, *own])
     builder.graph.output.append(value)
 
 

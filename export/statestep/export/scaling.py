@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from statestep.export.recur import recur
+from statestep.export.scaler import LIMIT
 from statestep.runtime import State
 
-LIMIT = 1e9  # standardised values are cut here, so that an absurd reading cannot become infinite inside the network
 RELATIVE_FLOOR = 1e-6  # a spread below this share of the level is rounding, float32 has 7 digits
 ABSOLUTE_FLOOR = 1e-12  # units; keeps a stream of zeros from dividing by zero
 LARGEST_JUMP = 1e18  # units; its square still is a float32

@@ -57,9 +57,6 @@ def step_graph_of(carried: Carried, tags: Tags) -> ModelProto:
     _give_rows(carried, tags, builder)
     sorted_nodes(graph)
     pruned(graph)
-    for value in graph.output:  # shapes that were declared for sequences say nothing of a step
-        if value.name not in {state.output for state in carried.states}:
-            value.type.tensor_type.ClearField("shape")
     settle_shapes(model, carried)
     pad_rows(model)
     return simplified(model)
@@ -224,7 +221,16 @@ def _give_rows(carried: Carried, tags: Tags, builder: Builder) -> None:
     _rename_in(graph, names, len(graph.node))
     for name in answers:
         _leave_row(names[name], name, tags[name], builder)
+        sizes: list[int | str] = ["B", *_rest(tags[name])]
+        elem_type = helper.np_dtype_to_tensor_dtype(tags[name].value.dtype)
+        value = next(value for value in graph.output if value.name == name)
+        value.CopyFrom(helper.make_tensor_value_info(name, elem_type, sizes))  # what was declared is of a sequence
     _poison(carried, builder)
+
+
+def _rest(tag: Tag) -> list[int]:
+    """The sizes of an output's axes beside time and batch."""
+    return [size for axis, size in enumerate(tag.shape) if axis not in (tag.time, tag.batch, tag.merged)]
 
 
 def _leave_row(source: str, name: str, tag: Tag, builder: Builder) -> None:
