@@ -85,8 +85,8 @@ def _leave(source: str, name: str, tag: Tag, sizes: tuple[str, str], builder: Bu
         source = _turned(source, [*front, *(axis for axis in range(rank) if axis not in front)], name, builder)
     builder.graph.node.append(helper.make_node("Identity", [source], [name], name=f"{name}/Identity"))
     own = [size for axis, size in enumerate(tag.shape) if axis not in (tag.time, tag.batch, tag.merged)]
-    front: list[int | str] = ["B"] if tag.time is None and tag.merged is None else ["T", "B"]
-    value = helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(tag.value.dtype), [*front, *own])
+    axes: list[int | str] = ["B"] if tag.time is None and tag.merged is None else ["T", "B"]
+    value = helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(tag.value.dtype), [*axes, *own])
     builder.graph.output.append(value)
 
 
