@@ -163,10 +163,10 @@ def test_every_refusal_is_one_printable_sentence(endings: list[dict[str, Any]]) 
 
 
 def test_what_only_running_tells_is_refused_in_production(folder: Path, endings: list[dict[str, Any]]) -> None:
-    """The mutants that ended by a limit or a signal are model errors to the process that loads them."""
+    """A mutant that ended by a limit is a model error, no more, to the process that loads it."""
     ended = [e for e in endings if e["code"] not in (FINE, REFUSED)]
     assert ended
-    for ending in ended[:2]:
+    for ending in ended[:1]:
         kind: first_load.Kind = "graph" if ".sequence." in ending["file"] else "step"
         with pytest.raises(ModelError, match=r"a process of its own|of memory"):
             first_load.rehearse(
