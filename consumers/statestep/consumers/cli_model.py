@@ -13,12 +13,14 @@ from statestep.consumers import first_load, show, tables, wiring
 from statestep.consumers.config import ConfigError
 from statestep.consumers.options import (
     Author,
+    Cell,
     Columns,
     Debug,
     Description,
     Key,
     License,
     ModelSha256,
+    ModuleStates,
     Period,
     States,
     Units,
@@ -26,6 +28,7 @@ from statestep.consumers.options import (
     by_hand,
     described,
     ends_in_onnx,
+    module_states_of,
     names,
 )
 from statestep.consumers.terminal import err, out, told, training
@@ -40,9 +43,12 @@ def fit(
     targets: Annotated[str | None, typer.Option(help="Columns to forecast; all features by default.")] = None,
     key: Key = None,
     time: Annotated[str | None, typer.Option(help="The column that holds the time; tells the period.")] = None,
-    cell: Annotated[Literal["lstm", "gru", "rnn"], typer.Option(help="The recurrent cell.")] = "lstm",
+    cell: Cell = "lstm",
     hidden: Annotated[int, typer.Option(min=1, help="Hidden units of a layer.")] = 64,
-    layers: Annotated[int, typer.Option(min=1, help="Layers.")] = 1,
+    layers: Annotated[int, typer.Option(min=1, help="Layers, where --cell is one name.")] = 1,
+    projection: Annotated[
+        int | None, typer.Option(min=1, help="What an lstm-projected layer puts out; half its hidden units by default.")
+    ] = None,
     dropout: Annotated[float, typer.Option(min=0, max=0.9, help="Dropout between layers.")] = 0.0,
     scale: Annotated[
         Literal["pooled", "per-stream"], typer.Option(help="per-stream where streams differ in level and spread.")
@@ -70,6 +76,7 @@ def fit(
     from statestep.export.plots import plot_forecast, plot_loss
 
     ends_in_onnx(out_path)
+    known_cells(cell, layers)
     columns = names(features)
     about = described(columns, unit, author, license, description)
     streams, told_period = tables.load_streams(data, columns, key=key, time=time)
@@ -82,6 +89,7 @@ def fit(
             hidden=hidden,
             layers=layers,
             dropout=dropout,
+            projection=projection,
             scale=scale,
             epochs=epochs,
             learning_rate=learning_rate,
@@ -124,6 +132,7 @@ def export(
         Literal["scaled", "raw"], typer.Option(help="Whether it forecasts standardised values or the sensor's own.")
     ] = "scaled",
     batch_first: Annotated[bool | None, typer.Option(help="Input as [B, T, F]; told from its layers.")] = None,
+    state: ModuleStates = None,
     data: Annotated[str | None, typer.Option(help="Readings that calibrate the anomaly score.")] = None,
     key: Key = None,
     time: Annotated[str | None, typer.Option(help="The column that holds the time; tells the period.")] = None,
@@ -152,6 +161,7 @@ def export(
             module,
             features=columns,
             targets=names(targets) if targets else None,
+            states=module_states_of(state),
             batch_first=batch_first,
             scaler=read_scaler(scaler, columns) if scaler else None,
             output=output,
@@ -210,7 +220,7 @@ def verify(
     debug: Debug = False,
 ) -> None:
     """Prove on this machine that stepping equals the whole sequence and that batches do not matter."""
-    from statestep.export.verify import sequence_path
+    from statestep.export.against import sequence_path
     from statestep.export.verify import verify as prove
 
     loaded = wiring.load_model(model, sha256=model_sha256, **by_hand(state, constant, features))
@@ -231,3 +241,14 @@ def need_export(command: str) -> None:
     """`fit` and `export` need torch, which the base package does not bring."""
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(f"statestep {command} needs torch: pip install 'statestep[export]'")
+
+
+def known_cells(cell: str, layers: int) -> None:
+    """An unknown cell is told before any data is read."""
+    from statestep.export.errors import ExportError
+    from statestep.export.forecaster import kinds_of
+
+    try:
+        kinds_of(cell, layers)
+    except ExportError as error:
+        raise ConfigError(f"--{error}") from None

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from statestep.consumers.config import ConfigError, features_of, output_of
+from statestep.runtime import State
 
 Model = Annotated[Path, typer.Option(help="The step model, an .onnx file.")]
 ModelSha256 = Annotated[str | None, typer.Option(help="The SHA-256 of the model file; any other file is refused.")]
@@ -19,6 +20,21 @@ Time = Annotated[str, typer.Option(help="The column that holds the time: ISO 860
 States = Annotated[
     list[str] | None,
     typer.Option("--state", help="A state pair of a model without a contract, in=out or in=out:AXIS; repeatable."),
+]
+ModuleStates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--state",
+        help="A state of a module forward(x, *states) → (y, *new_states), in order: in=out:WIDTH, or in=out:2x64 for "
+        "[B, 2, 64]; repeatable.",
+    ),
+]
+Cell = Annotated[
+    str,
+    typer.Option(
+        help="The recurrent cell: rnn, rnn-relu, lstm, lstm-projected, lstm-peephole, lstm-coupled, "
+        "lstm-peephole-coupled, lstm-layernorm, gru or gru-reset-before; or one for each layer, lstm,gru."
+    ),
 ]
 Values = Annotated[
     list[str] | None, typer.Option("--set", help="Fix an input that never changes, name=value; repeatable.")
@@ -65,6 +81,22 @@ def states_of(given: Sequence[str] | None) -> dict[str, str | tuple[str, int]] |
     {'h': 'hn', 'state': ('stateN', 1)}
     """
     return {name: output_of(output) for name, output in (pair(item, "--state") for item in given or ())} or None
+
+
+def module_states_of(given: Sequence[str] | None) -> list[State] | None:
+    """The states of a torch module in step form, as `lift` takes them.
+
+    >>> [state.shape for state in module_states_of(["h0=hn:64", "m0=mn:2x64"])]
+    [(64,), (2, 64)]
+    """
+    states = []
+    for name, value in (pair(item, "--state") for item in given or ()):
+        output, _, sizes = value.rpartition(":")
+        shape = sizes.split("x")
+        if not output or not all(size.isdecimal() and int(size) for size in shape):
+            raise ConfigError(f"--state is '{name}={value}': it must be in=out:WIDTH, as in h0=hn:64")
+        states.append(State(name, output, tuple(int(size) for size in shape)))
+    return states or None
 
 
 def constants_of(given: Sequence[str] | None) -> dict[str, Any] | None:

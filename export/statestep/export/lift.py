@@ -1,10 +1,12 @@
 """A team's own trained torch module as a stream model: its recurrent layers are made to carry their state from outside.
 
-The module stays as it is, but for its `nn.LSTM`, `nn.GRU` and `nn.RNN` submodules. Each is replaced by a stand-in that
-advances the same weights and takes its state from, and leaves it in, a `_Carrier`. The step form then calls the module
-with sequences of one row. The sequence form lays all T·B rows out as a batch of one-row sequences, so that everything
-but the recurrent layers works row by row, and the stand-ins run the true sequences; thus a head that looks only at the
-last row gives a forecast at every row. Both are proven against the untouched module before anything else is done.
+The module stays as it is, but for its recurrent layers, torch's own and those of `layers.py`. Each is replaced by a
+stand-in that advances the same weights and takes its state from, and leaves it in, a `_Carrier`. The step form then
+calls the module with sequences of one row. The sequence form lays all T·B rows out as a batch of one-row sequences, so
+that everything but the recurrent layers works row by row, and the stand-ins run the true sequences; thus a head that
+looks only at the last row gives a forecast at every row. Both are proven against the untouched module before anything
+else is done.
+A module that already is a step, and whose states are named, needs none of this: see `stepform.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from statestep.export.forms import StreamModel
 from statestep.export.recur import Tensors
 from statestep.export.scaling import NoScaling, PooledScaling, Scaling
 from statestep.export.series import blocks_of, columns_of, ranges_of, series_of
+from statestep.export.stepform import Stepped, prove, replaced
 from statestep.runtime import State
 
 PROOF_LENGTHS = (1, 2, 3, 10, 40)  # rows that the untouched module reads at once
@@ -85,7 +88,8 @@ class Lifted(nn.Module):
         layers = {name: part for name, part in module.named_modules() if isinstance(part, cells.KINDS)}
         if not layers:
             raise ExportError(
-                f"{type(module).__name__} holds no nn.LSTM, nn.GRU or nn.RNN, whose state could be carried"
+                f"{type(module).__name__} holds no nn.LSTM, nn.GRU or nn.RNN, whose state could be carried; "
+                "if it advances by one row, forward(x, *states) → (y, *new_states), name its states (--state)"
             )
         for name, rnn in layers.items():
             cells.check(rnn, name)
@@ -96,7 +100,7 @@ class Lifted(nn.Module):
         self.module = copy.deepcopy(module).eval()
         self.pairs: dict[str, tuple[State, ...]] = {}  # by layer
         for name, rnn in layers.items():
-            self.module = _replaced(self.module, name, _StandIn(name, copy.deepcopy(rnn).eval(), self.carrier))
+            self.module = replaced(self.module, name, _StandIn(name, copy.deepcopy(rnn).eval(), self.carrier))
             self.pairs[name] = cells.states_of(rnn, "" if len(layers) == 1 else f"{name.replace('.', '_')}_")
         self.states = tuple(state for pairs in self.pairs.values() for state in pairs)
 
@@ -136,6 +140,7 @@ def lift(
     *,
     features: Sequence[str],
     targets: Sequence[str] | None = None,
+    states: Sequence[State] | None = None,
     batch_first: bool | None = None,
     scaler: PooledScaling | None = None,
     output: str = "scaled",
@@ -149,13 +154,24 @@ def lift(
     standardised values; `output` says whether it forecasts such too ("scaled") or the sensor's own ("raw"). `data`
     (stream → raw readings [T, F]) gives the score its spread and, by its last `validation` share, its threshold.
 
+    A module that advances by one row itself, `forward(x [B, F], *states) → (y [B, K], *new_states)`, is taken as it is
+    where its `states` are named, in the order of the arguments: `states=[State("h0", "hn", (64,))]` for h [B, 64],
+    from zero at a stream's birth.
+
     Raises `ExportError` for a module that cannot be stepped, or that gives other forecasts when it is.
     """
     if output not in GIVES:
         raise ExportError(f"output is {output!r}, it must be one of {list(GIVES)}")
     columns = columns_of(features, targets)
-    network = Lifted(module, targets=columns, batch_first=batch_first, gives=GIVES[output])
-    _prove(module, network, len(features), len(columns))
+    network: Lifted | Stepped
+    if states is None:
+        network = Lifted(module, targets=columns, batch_first=batch_first, gives=GIVES[output])
+        _prove(module, network, len(features), len(columns))
+    else:
+        if batch_first is not None:
+            raise ExportError("a module whose states are named reads one row of each stream: leave batch_first out")
+        network = Stepped(module, states, targets=columns, gives=GIVES[output])
+        prove(module, network, len(features), len(columns))
     scaling: Scaling = NoScaling() if scaler is None else scaler
     model = StreamModel(network, scaling, None, features=tuple(features))
     if data is None:
@@ -229,12 +245,3 @@ def _forecast_of(given: Any) -> Tensor:
     if not isinstance(first, Tensor):
         raise ExportError(f"the module's forward gives a {type(first).__name__}, it must give its forecast as a tensor")
     return first
-
-
-def _replaced(module: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    """`module` with its submodule `name` replaced, in place; the module itself where the name is empty."""
-    if not name:
-        return layer
-    parent, _, own = name.rpartition(".")
-    setattr(module.get_submodule(parent), own, layer)
-    return module
