@@ -14,8 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from statestep.export import Check, DataError, Report, export_step, verify
+from statestep.export.against import sequence_path
 from statestep.export.horizon import in_words
-from statestep.export.verify import sequence_path
 from statestep.runtime import Contract, Engine, Feature, ModelError, Output, State, StepModel, stamp
 
 from .models import Array, model, readings

@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 
 from statestep.export import export_step
-from statestep.export.verify import sequence_path
+from statestep.export.against import sequence_path
 from statestep.export.weights import load, reference_of
 from statestep.runtime import Engine, StepModel
 

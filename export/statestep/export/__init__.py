@@ -1,7 +1,7 @@
 """From torch to step models: train a forecaster or lift a module, write it as ONNX, and prove what was written.
 
-`verify` and the errors need no torch; the other names are imported when they are first asked for. Two functions are
-found in the modules that bear their names: `statestep.export.fit.fit` and `statestep.export.lift.lift`.
+`verify`, the laws and the errors need no torch; the other names are imported when they are first asked for. Two
+functions are found in the modules that bear their names: `statestep.export.fit.fit` and `statestep.export.lift.lift`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from statestep.export.errors import DataError, ExportError
+from statestep.export.laws import (
+    LawBroken,
+    agrees_with,
+    company_does_not_matter,
+    cuts_do_not_matter,
+    order_does_not_matter,
+    outputs_are_finite,
+    restored_goes_on,
+    rollback_is_an_identity,
+    streaming_is_offline,
+)
+from statestep.export.suite import Law, check_model, laws_of
 from statestep.export.verify import Check, Report, Speed, verify
 
 if TYPE_CHECKING:
@@ -65,6 +77,8 @@ __all__ = [
     "Fitted",
     "Forecaster",
     "ForecasterConfig",
+    "Law",
+    "LawBroken",
     "LayerNormLSTM",
     "LiftedModel",
     "NoScaling",
@@ -76,13 +90,23 @@ __all__ = [
     "Scoring",
     "Speed",
     "StreamModel",
+    "agrees_with",
+    "check_model",
+    "company_does_not_matter",
+    "cuts_do_not_matter",
     "export_step",
+    "laws_of",
     "load",
     "load_module",
     "load_weights",
+    "order_does_not_matter",
+    "outputs_are_finite",
     "read_scaler",
+    "restored_goes_on",
+    "rollback_is_an_identity",
     "save",
     "scaler_of",
+    "streaming_is_offline",
     "verify",
 ]
 

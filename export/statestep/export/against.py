@@ -19,6 +19,15 @@ from statestep.runtime import Contract, ModelError, guard, session_options
 ROUNDING = frozenset({"RNN", "Conv", "Log", "Softplus", "Mish", "Sin", "Cos", "Atan"})
 
 
+def sequence_path(model: str | Path) -> Path:
+    """Where the whole-sequence form of a step model lies.
+
+    >>> sequence_path("models/pump.onnx").name
+    'pump.sequence.onnx'
+    """
+    return Path(model).with_suffix(".sequence.onnx")
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceFile:
     """`<name>.sequence.onnx`: x [T, B, F] → outputs [T, B, …], or [B, …] of one that answers for the last row only."""
@@ -68,6 +77,18 @@ def rounding(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def difference_from(
+    contract: Contract, outputs: Outputs, whole: Outputs, unit: Mapping[str, Array] | None = None
+) -> str | None:
+    """The first timestep at which `outputs` [T, B, …] differ from those of whole sequences; without `unit` to the bit.
+
+    One of `whole` may be [B, …], the answer for the last row alone.
+    """
+    truth = {name: value if value.ndim == outputs[name].ndim else value[None] for name, value in whole.items()}
+    ours = {name: outputs[name][-len(value) :] for name, value in truth.items()}
+    return first_difference(contract, ours, truth, unit)
+
+
 def against(
     contract: Contract,
     file: SequenceFile,
@@ -86,10 +107,7 @@ def against(
     for which, (x, outputs) in enumerate(zip(sequences, stepped, strict=True)):
         if not file.fits(x):
             continue
-        whole = file.run(x, names)
-        truth = {n: v if v.ndim == outputs[n].ndim else v[None] for n, v in whole.items()}
-        ours = {n: outputs[n][-len(v) :] for n, v in truth.items()}  # the last row, of one that answers for it alone
-        difference = first_difference(contract, ours, truth, unit[which] if file.rounds else None)
+        difference = difference_from(contract, outputs, file.run(x, names), unit[which] if file.rounds else None)
         if difference:
             return False, f"{difference} (stepped, then as one sequence of {len(x)} × {x.shape[1]})"
         count += len(x)

@@ -30,10 +30,16 @@ def units(contract: Contract, sequences: Sequence[Array], stepped: Sequence[Outp
     columns = {feature: column for column, feature in enumerate(contract.feature_names)}
     found = {}
     for output in contract.outputs:
+        features = output.features
+        if features is None and output.role in ("prediction", "expected"):
+            features = contract.feature_names  # as a contract has it that does not name them
+        of_readings = features is not None and all(feature in columns for feature in features)
+        if output.name not in stepped[0] or (not of_readings and output.role is not None):
+            continue
         spread = _flat([outputs[output.name] for outputs in stepped]).std(axis=0)  # [K]
-        if output.features is not None and all(feature in columns for feature in output.features):
-            found[output.name] = np.maximum(std[[columns[feature] for feature in output.features]], spread)
-        elif output.role is None:
+        if of_readings:
+            found[output.name] = np.maximum(std[[columns[feature] for feature in features or ()]], spread)
+        else:
             found[output.name] = np.maximum(spread.max(), np.finfo(np.float32).tiny)
     return found
 

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
+from statestep.export.against import sequence_path
 from statestep.export.carry import Carried, carried
 from statestep.export.compare import Array
 from statestep.export.errors import ExportError
@@ -29,7 +30,7 @@ from statestep.export.probe import Tags, probe
 from statestep.export.proof import Proof, company, prove
 from statestep.export.stepping import step_graph_of
 from statestep.export.surgery import opset_of, prepared
-from statestep.export.verify import Report, sequence_path, verify
+from statestep.export.verify import Report, verify
 from statestep.export.weigh import halved, rounded
 from statestep.export.whole import LAYOUTS, Whole, dims_of, vocabulary
 from statestep.runtime import Contract, Feature, ModelError, Output, StepModel, guard, stamp

@@ -12,7 +12,6 @@ It needs no torch itself, prints nothing and writes nothing: it returns a `Repor
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,17 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from statestep.export.against import SequenceFile, against
+from statestep.export import histories
+from statestep.export.against import SequenceFile, against, sequence_path
 from statestep.export.compare import Array, Outputs, first_difference, place_in_words, units
 from statestep.export.errors import DataError
 from statestep.export.horizon import in_words, memory
+from statestep.export.laws import COMPANY, LawBroken, company_does_not_matter, order_does_not_matter
 from statestep.export.readings import drawn, finite_rows
-from statestep.runtime import Contract, Engine, ModelError, StepModel
+from statestep.export.suite import torch_beside
+from statestep.runtime import Contract, ModelError, StepModel
 
 Units = Mapping[str, Array]
 
 SHAPES = ((1, 1), (2, 7), (200, 1), (64, 2), (48, 64))  # (T, B) of the drawn sequences
-COMPANY = (2, 3, 7, 16, 64, 257)  # batch sizes that must give the bits of batch 1
 COMPANY_STEPS = 6
 DATA_STEPS = 20_000  # timesteps of the given data that are stepped, over all streams
 TORCH_STEPS = 400  # timesteps of each stream that torch runs: its recurrences are plain loops
@@ -81,15 +82,6 @@ class Report:
         return [check for check in self.checks if check.passed is False]
 
 
-def sequence_path(model: str | Path) -> Path:
-    """Where the whole-sequence form of a step model lies.
-
-    >>> sequence_path("models/pump.onnx").name
-    'pump.sequence.onnx'
-    """
-    return Path(model).with_suffix(".sequence.onnx")
-
-
 def verify(
     model: str | Path,
     data: Mapping[str, Array] | None = None,
@@ -118,7 +110,7 @@ def verify(
     made = [drawn(step.contract, steps, batch, rng) for steps, batch in (*SHAPES, *fixed)]
     given = _cut(streams, DATA_STEPS)
     sequences = [*made, *given]  # each [T, B, F]
-    stepped = [_stepped(step, x) for x in sequences]
+    stepped = [histories.stepped(step, x) for x in sequences]
     unit: list[Units] = []
     for own in (slice(None, len(made)), slice(len(made), None)):
         if sequences[own]:
@@ -141,17 +133,6 @@ def _cut(streams: Mapping[str, Array], budget: int) -> list[Array]:
     """Streams as sequences [T, 1, F], each from its beginning, with no more than `budget` timesteps in all."""
     share = max(budget // max(len(streams), 1), 2)
     return [x[:share, None] for x in list(streams.values())[: budget // share]]
-
-
-def _stepped(model: StepModel, x: Array) -> Outputs:
-    """x [T, B, F] through the engine, one timestep of every stream a call."""
-    engine = Engine(model, max_streams=x.shape[1])
-    keys = [b"%d" % stream for stream in range(x.shape[1])]
-    rows = []
-    for row in x:
-        rows.append(engine.advance(keys, row).outputs)
-        engine.commit()
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _finite(contract: Contract, stepped: Sequence[Outputs]) -> Check:
@@ -181,40 +162,13 @@ def _offline(
 def _company(model: StepModel, rng: np.random.Generator) -> Check:
     """Each stream alone, then among others: in batches of every size, shuffled, and interleaved at random."""
     name = "batches do not matter"
-    contract = model.contract
-    x = drawn(contract, COMPANY_STEPS, max(COMPANY), rng)  # [T, N, F]
-    alone = [_stepped(model, x[:, stream : stream + 1]) for stream in range(x.shape[1])]
-    expected = {key: np.concatenate([outputs[key] for outputs in alone], axis=1) for key in alone[0]}  # [T, N, …]
-    for size in COMPANY:
-        order = rng.permutation(x.shape[1])[: size * (x.shape[1] // size)]
-        for members in order.reshape(-1, size):
-            among = _stepped(model, x[:, members])
-            difference = first_difference(contract, among, {key: value[:, members] for key, value in expected.items()})
-            if difference:
-                return Check(name, False, f"{difference} (in a batch of {size}, then alone)")
-    difference = first_difference(contract, _interleaved(model, x, rng), expected)
-    if difference:
-        return Check(name, False, f"{difference} (interleaved with other streams, then alone)")
+    x = drawn(model.contract, COMPANY_STEPS, max(COMPANY), rng)  # [T, N, F]
+    try:
+        company_does_not_matter(model, x)
+        order_does_not_matter(model, x)
+    except LawBroken as broken:
+        return Check(name, False, broken.detail)
     return Check(name, True, f"bit-equal at batch 1, {', '.join(map(str, COMPANY))}, shuffled and interleaved")
-
-
-def _interleaved(model: StepModel, x: Array, rng: np.random.Generator) -> Outputs:
-    """x [T, N, F] in a random order that keeps each stream's own, cut into calls of random size."""
-    steps, streams = x.shape[:2]
-    order = rng.permutation(np.repeat(np.arange(streams), steps))  # [T·N] the stream of each observation
-    place = np.zeros(len(order), np.int64)  # [T·N] its timestep
-    by_stream = np.argsort(order, kind="stable")
-    place[by_stream] = np.tile(np.arange(steps), streams)
-    engine = Engine(model, max_streams=streams)
-    cuts = np.sort(rng.integers(0, len(order), 12))
-    out: Outputs = {}
-    for rows in np.split(np.arange(len(order)), cuts):
-        advanced = engine.advance([b"%d" % stream for stream in order[rows]], x[place[rows], order[rows]])
-        engine.commit()
-        for name, value in advanced.outputs.items():
-            whole = out.setdefault(name, np.empty((steps, streams, *value.shape[1:]), value.dtype))
-            whole[place[rows], order[rows]] = value
-    return out
 
 
 def _torch(
@@ -227,14 +181,10 @@ def _torch(
 ) -> tuple[Check, dict[str, float] | None]:
     name = "torch agrees"
     weights = path.with_suffix(".pt")
+    reference = reference or torch_beside(path)
     if reference is None:
-        if not weights.exists():
-            return Check(name, None, f"not checked: there is no {weights.name!r} beside the model"), None
-        if importlib.util.find_spec("torch") is None:
-            return Check(name, None, "not checked: torch is not installed"), None
-        from statestep.export.weights import load, reference_of
-
-        reference = reference_of(load(weights))
+        why = "torch is not installed" if weights.exists() else f"there is no {weights.name!r} beside the model"
+        return Check(name, None, f"not checked: {why}"), None
     prediction = _named(contract)
     steps, largest, relative = 0, 0.0, 0.0
     for x, outputs, scale in zip(sequences, stepped, unit, strict=True):
@@ -263,12 +213,12 @@ def _windowed(model: StepModel, window: int, streams: Mapping[str, Array]) -> Ch
         return Check(name, None, f"not compared: the longest stream has {longest} rows")
     stride = max(sum(len(x) - window for x in usable.values()) // WINDOWS, 1)
     gaps = []
-    whole = [_stepped(model, x[:, None]) for x in usable.values()]
+    whole = [histories.stepped(model, x[:, None]) for x in usable.values()]
     unit = units(model.contract, [x[:, None] for x in usable.values()], whole)[prediction]  # [K]
     for x, streamed in zip(usable.values(), whole, strict=True):
         ends = np.arange(window, len(x), stride)  # [n] the last row of each window; before `window` both are the same
         rows = x[ends[None] - window + 1 + np.arange(window)[:, None]]  # [window, n, F]
-        fresh = _stepped(model, rows)[prediction][-1]  # [n, K]
+        fresh = histories.stepped(model, rows)[prediction][-1]  # [n, K]
         gaps.append((fresh - streamed[prediction][ends, 0]) / unit)
     gap = np.concatenate(gaps)  # [windows, K]
     rms = float(np.sqrt(np.mean(gap.astype(np.float64) ** 2)))

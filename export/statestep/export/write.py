@@ -15,12 +15,13 @@ from pathlib import Path
 import onnx
 import torch
 
+from statestep.export.against import sequence_path
 from statestep.export.compare import Array
 from statestep.export.errors import ExportError
 from statestep.export.forecaster import Forecaster
 from statestep.export.forms import StreamModel
 from statestep.export.graph import sequence_graph, step_graph
-from statestep.export.verify import Report, sequence_path, verify
+from statestep.export.verify import Report, verify
 from statestep.export.weights import reference_of, save
 from statestep.runtime import Contract, Feature, Output, stamp
 
