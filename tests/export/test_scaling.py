@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 
 from statestep.export import PerStreamScaling, PooledScaling
+from statestep.export.graph import sequence_graph, step_graph
+from statestep.export.weights import reference_of
 
 from . import reference
+from .models import model, readings
 
 
 def test_pooled_scaling_is_the_formula() -> None:
@@ -63,3 +67,25 @@ def test_absurd_readings_stay_finite(scaling: PooledScaling | PerStreamScaling) 
     x = torch.tensor([0.0, 3e38, -3e38, 1e-38, 1.0])[:, None, None]
     for tensor in scaling.sequence(x):
         assert torch.isfinite(tensor).all()
+
+
+def test_a_sensor_that_is_off_is_divided_by_something_in_the_graph_too() -> None:
+    """Exactly zero from its first timestep on: the exporter's optimizer must not take the floor for nothing.
+
+    It takes a term of 1e-12 in a sum for zero, and 0/0 then gave a forecast of another feature that no check saw.
+    """
+    whole = model("lstm", scale="per-stream")
+    x = readings(6, 3, seed=2)
+    x[:3, 1, :2] = 0.0
+    x[:, 2] = 0.0
+    theirs = reference_of(whole)(x)
+    session = ort.InferenceSession(sequence_graph(whole).SerializeToString(), providers=["CPUExecutionProvider"])
+    ours = dict(zip(whole.outputs, session.run(list(whole.outputs), {"x": x}), strict=True))
+    np.testing.assert_allclose(ours["prediction"], theirs["prediction"], rtol=1e-5, atol=1e-5)
+    step = ort.InferenceSession(step_graph(whole).SerializeToString(), providers=["CPUExecutionProvider"])
+    states = {s.input: v.numpy() for s, v in zip(whole.states, whole.initial_states(3), strict=True)}
+    for t, row in enumerate(x):
+        names = ["prediction", *(state.output for state in whole.states)]
+        prediction, *after = step.run(names, {"x": row} | states)
+        states = dict(zip(states, after, strict=True))
+        np.testing.assert_allclose(prediction, theirs["prediction"][t], rtol=1e-5, atol=1e-5)

@@ -140,5 +140,9 @@ class PerStreamScaling(nn.Module):
 
 
 def _spread(mean: Tensor, variance: Tensor) -> Tensor:
-    """The standard deviation, floored so that a constant stream divides by something."""
-    return torch.maximum(torch.sqrt(variance), mean.abs() * RELATIVE_FLOOR + ABSOLUTE_FLOOR)
+    """The standard deviation, floored so that a constant stream divides by something.
+
+    The floors are no sum: onnxscript's optimizer takes a term as small as this for zero, and drops it.
+    """
+    floor = (mean.abs() * RELATIVE_FLOOR).clamp(min=ABSOLUTE_FLOOR)
+    return torch.maximum(torch.sqrt(variance), floor)
