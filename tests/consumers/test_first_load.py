@@ -159,6 +159,15 @@ def test_a_child_ends_by_itself(job: Callable[[], None], code: int | None, capfd
         os.waitpid(-1, os.WNOHANG)  # nothing is left behind
 
 
+@pytest.mark.parametrize(("job", "words"), [(crash, "crashes onnxruntime"), (lambda: time.sleep(60), "within 0.5 s")])
+def test_what_comes_after_loading_is_tried_too(job: Callable[[], None], words: str) -> None:
+    """A graph whose run kills or outlasts the child is refused; what the job itself raises is left to the parent."""
+    limits = Limits(seconds=0.5)
+    with pytest.raises(ModelError, match=f"m.onnx: .*{words}"):
+        first_load.survived(job, "m.onnx", limits=limits, fork=True)
+    first_load.survived(lambda: int("no number"), "m.onnx", fork=True)
+
+
 def test_a_fault_of_our_own_is_told_as_one() -> None:
     """An exception that no model should be able to bring about ends as a sentence with its name."""
     assert in_fork(odd, SMALL) == Ending(first_load.REFUSED, "cannot be loaded (KeyError: 'a')")

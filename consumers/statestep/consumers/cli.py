@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 usage or configuration, 3 bad model or failed proof, 4 dat
 
 from __future__ import annotations
 
+import onnxruntime as ort
 import typer
 
 from statestep.consumers import cli_convert, cli_model, cli_stream
@@ -36,4 +37,5 @@ for command in COMMANDS:
 
 def main() -> None:
     """Run the command line."""
+    ort.disable_telemetry_events()  # the wheel brings a client for it, and nobody asked
     app()

@@ -32,6 +32,8 @@ MEMORY_BYTES = 2 << 30  # beyond what the process has, and what the file's own s
 COPIES = 8  # of a file while it is loaded: as bytes, parsed twice, as weights, and packed for the kernels
 SENTENCE_BYTES = 4000  # of the child's answer
 
+TRUST = "if it is trusted all the same, pin it by --model-sha256"
+
 FINE, REFUSED, NO_MEMORY = 0, 3, 4  # exit codes of the child
 
 Kind = Literal["step", "graph"]  # a step model is loaded and rehearsed; of any other graph a session is made
@@ -76,6 +78,20 @@ def rehearse(
         ending = _in_fresh_process(data, name, how, kind, limits)
     if ending.code != FINE:
         raise ModelError(_sentence(name, ending, limits))
+
+
+def survived(job: Job, name: str, *, limits: Limits | None = None, fork: bool | None = None) -> None:
+    """Try in a fork what comes next for a stranger's graph, beyond loading it; nothing where no fork is safe.
+
+    Raises `ModelError`, one sentence, where the child dies, hangs, or runs out of memory. What `job` itself raises is
+    left to the parent, which will meet it too.
+    """
+    if not (_fork_is_safe() if fork is None else fork):
+        return
+    limits = limits or Limits()
+    ending = in_fork(job, limits)
+    if ending.code not in (FINE, REFUSED):
+        raise ModelError(_sentence(name, ending, limits, trust="it cannot be used"))
 
 
 def in_fork(job: Job, limits: Limits) -> Ending:
@@ -189,9 +205,8 @@ def _load(data: bytes, name: str, how: Mapping[str, Any], kind: Kind) -> None:
         raise ModelError(f"{name}: onnxruntime cannot load it: {guard.first_line(error)}") from None
 
 
-def _sentence(name: str, ending: Ending, limits: Limits) -> str:
+def _sentence(name: str, ending: Ending, limits: Limits, *, trust: str = TRUST) -> str:
     """Why a model is refused, with a way out for one that is trusted all the same."""
-    trust = "if it is trusted all the same, pin it by --model-sha256"
     if ending.code is None or ending.code == -getattr(signal, "SIGXCPU", 0):
         return f"{name}: was not loaded within {limits.seconds:g} s by a process of its own; {trust}"
     if ending.code in (NO_MEMORY, -9):  # 9, SIGKILL: the system itself had none left
