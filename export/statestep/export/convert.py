@@ -19,7 +19,7 @@ import onnx
 from onnx import ModelProto
 
 from statestep.export.against import sequence_path
-from statestep.export.carry import Carried, carried
+from statestep.export.carry import carried
 from statestep.export.compare import Array
 from statestep.export.errors import ExportError
 from statestep.export.horizon import memory
@@ -28,6 +28,7 @@ from statestep.export.lists import without_lists
 from statestep.export.offline import offline_of
 from statestep.export.probe import Tags, probe
 from statestep.export.proof import Proof, company, prove
+from statestep.export.stateful import Carried
 from statestep.export.stepping import step_graph_of
 from statestep.export.surgery import opset_of, prepared
 from statestep.export.verify import Report, verify

@@ -78,10 +78,14 @@ def _born_together(graph: onnx.GraphProto) -> set[int]:
 
 
 def _no_layout(readings: Sequence[Any]) -> str:
-    shapes = {value.name: [d.dim_value or d.dim_param or "?" for d in dims_of(value)] for value in readings}
+    """The sentence on the first input that can be no readings, or else on the first of all."""
+    ranks = {len(axes) for axes in LAYOUTS.values() if None in axes} | {3}
+    worst = next((value for value in readings if len(dims_of(value)) not in ranks), readings[0])
+    shape = [dim.dim_value or dim.dim_param or "?" for dim in dims_of(worst)]
     return (
-        f"the inputs {shapes} are no readings of sequences: [batch, time, feature] in some order, the feature axis "
-        "of a fixed size; fix an input that is a constant by --set name=value"
+        f"input {worst.name!r} of shape {shape} is neither readings ([batch, time, feature] in some order, the feature "
+        "axis of a fixed size) nor a state or the lengths of a recurrent node: export the graph without it, or fix it "
+        f"by --set {worst.name}=value"
     )
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from statestep.export.carry import Carried
 from statestep.export.compare import Array
 from statestep.export.errors import ExportError
 from statestep.export.probe import Tag, Tags
+from statestep.export.stateful import Carried
 from statestep.export.surgery import every_tensor, session, with_outputs
 from statestep.export.whole import Layout, Whole, drawn
 from statestep.runtime import State, StepModel
@@ -39,7 +39,7 @@ REASONS = {
     "Slice": "takes other rows than the newest",
 }
 WAYS_OUT = {
-    "Softmax": "a recurrent layer can stream what attention over a whole sequence cannot",
+    "Softmax": "put a recurrent layer in the place of attention over the sequence",
     "ReverseSequence": "train a network that only reads forward",
     "Gather": "answer from the newest row (y[:, -1])",
     "Slice": "answer from the newest row (y[:, -1])",
@@ -214,9 +214,9 @@ def _sentence(node: NodeProto, tag: Tag) -> str:
     why = REASONS.get(node.op_type, "mixes rows of the sequence")
     if node.op_type in ("MatMul", "Einsum", "Gemm"):
         why = "mixes rows of the sequence (attention, or a product along time)"
-    if tag.time is not None and node.op_type in ("Slice", "Gather"):
-        why = "reads the sequence in another order"
     way = WAYS_OUT.get(node.op_type, "let recurrent layers or causal convolutions alone look at other rows")
+    if tag.time is not None and node.op_type in ("Slice", "Gather"):
+        why, way = "reads the sequence in another order", WAYS_OUT["ReverseSequence"]
     return f"node {node.name!r} ({node.op_type}) {why}, so it cannot be streamed row by row: {way}"
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from statestep.export.carry import Carried, refused
 from statestep.export.compare import Array
 from statestep.export.probe import Tag, Tags
+from statestep.export.stateful import Carried, refused
 from statestep.export.surgery import (
     Builder,
     attribute,

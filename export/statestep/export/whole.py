@@ -246,7 +246,8 @@ def rebatched(graph: onnx.GraphProto, layout: Layout, after: int = 1) -> None:
                 node.input[place] = _added(graph, f"{node.name}/birth_{place}", np.repeat(one, after, axis=axis))
         if node.op_type == "Reshape" and node.input[1] in held:
             shape = held[node.input[1]].copy()
-            wanted = rows if rows and rows in shape else before
+            apart = before == 1 and before in shape  # a single stream has as many rows as timesteps
+            wanted = rows if rows in shape and rows and not apart else before
             if -1 not in shape and wanted in shape:
                 shape[list(shape).index(wanted)] = -1
                 node.input[1] = _added(graph, f"{node.name}/free_{index}", shape)

@@ -1,0 +1,25 @@
+"""What the tests of convert share: every graph is converted once in a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+
+import pytest
+
+from .conversions import Case, Outcome, outcome_of
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Case], Outcome]]:
+    """What became of a case, by a call."""
+    seen: dict[str, Outcome] = {}
+
+    def of(case: Case) -> Outcome:
+        if case.name not in seen:
+            seen[case.name] = outcome_of(case, tmp_path_factory.mktemp(case.name))
+        return seen[case.name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("statestep.export.verify"), "SPEED_SECONDS", 1e-4)  # no test here asks how fast
+        yield of
