@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pytest
 import typer
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 from statestep.consumers import bench
 from statestep.consumers.cli import app
 from statestep.consumers.config import FLAGS, Settings
+from statestep.consumers.options import Cell
 from statestep.runtime import Feature
 
 from ..models import detector, pump, smoother, smoother_contract, stamped
@@ -138,6 +140,21 @@ class TestExitCodes:
             assert f"127.0.0.1:{port} cannot be listened on: Address already in use; --http-port" in sentence
         monkeypatch.setenv("STATESTEP_MODLE", "x")
         assert "STATESTEP_MODLE is no setting; did you mean STATESTEP_MODEL?" in fault(run(*RUN), 2)
+
+    def test_a_cell_that_is_not_there_is_2(self, folder: Path) -> None:
+        """It is named with all that there are, before any data is read; the help lists the same ones."""
+        fit = ("fit", "gone.csv", "--features", "flow", "--out", "m.onnx", "--cell")
+        sentence = fault(run(*fit, "lstm,elman"), 2)
+        assert sentence.startswith("--cell is 'elman', it must be one of rnn, ")
+        told = re.findall(r"[a-z-]+", get_args(Cell)[1].help.partition(":")[2].partition(";")[0])
+        assert [word for word in told if word != "or"] == sentence.partition("one of ")[2].split(", ")
+        assert "leave one of them out" in fault(run(*fit, "lstm,gru", "--layers", "3"), 2)
+
+    def test_a_state_without_its_width_is_2(self, folder: Path) -> None:
+        """The states of a module in step form are in=out:WIDTH."""
+        export = ("export", "plant:make", "--weights", "w.pt", "--features", "flow", "--out", "m.onnx", "--state")
+        for state in ("h0=hn", "h0=hn:", "h0=hn:0", "h0=hn:4x", "h0=:4"):
+            assert f"--state is '{state}': it must be in=out:WIDTH" in fault(run(*export, state), 2)
 
     def test_one_stream_too_many_is_2(self, folder: Path) -> None:
         """The way out is a setting."""

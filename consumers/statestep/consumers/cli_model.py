@@ -152,6 +152,7 @@ def export(
 
     ends_in_onnx(out_path)
     columns = names(features)
+    states = module_states_of(state)
     about = described(columns, unit, author, license, description)
     streams, told_period = tables.load_streams(data, columns, key=key, time=time) if data else (None, None)
     module = load_module(factory)
@@ -161,7 +162,7 @@ def export(
             module,
             features=columns,
             targets=names(targets) if targets else None,
-            states=module_states_of(state),
+            states=states,
             batch_first=batch_first,
             scaler=read_scaler(scaler, columns) if scaler else None,
             output=output,
