@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from statestep.export.errors import ExportError, first_line
 from statestep.export.forms import SequenceForm, StepForm, StreamModel
+from statestep.export.stepping import pad_rows
 from statestep.export.surgery import forget_the_machine
 
 OPSET = 18  # the exporter's lowest, so that old runtimes read it; nothing here needs a newer one
@@ -30,13 +31,15 @@ def step_graph(model: StreamModel) -> onnx.ModelProto:
     # Each example is a tensor of its own: the exporter takes two names for one tensor as one input.
     states = [state.clone() for state in model.initial_states(TRACE_BATCH)]
     x = torch.randn(TRACE_BATCH, len(model.features), generator=torch.Generator().manual_seed(0))  # [B, F]
-    return _export(
+    graph = _export(
         StepForm(model),
         (x, *states),
         inputs=["x", *(state.input for state in model.states)],
         outputs=[*model.outputs, *(state.output for state in model.states)],
         shapes=({0: "B"}, tuple({state.batch_axis: "B"} for state in model.states)),
     )
+    pad_rows(graph)
+    return graph
 
 
 def sequence_graph(model: StreamModel) -> onnx.ModelProto:
