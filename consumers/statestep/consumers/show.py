@@ -173,7 +173,10 @@ def _facts(model: StepModel, held: Contract) -> Iterable[tuple[str, str]]:
     yield "horizon", f"{held.horizon} timestep" + "s" * (held.horizon != 1)
     if held.parity is not None:
         steps, apart = held.parity["steps"], held.parity["max_abs_difference"]
-        yield "proven against torch", f"largest difference {apart:.2g} over {steps:,} steps"
+        yield (
+            f"proven against {held.parity.get('against', 'torch')}",
+            f"largest difference {apart:.2g} over {steps:,} steps",
+        )
     if held.memory is not None:
         yield (
             "warm",

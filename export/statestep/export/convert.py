@@ -27,7 +27,7 @@ from statestep.export.layout import layout_of
 from statestep.export.lists import without_lists
 from statestep.export.offline import offline_of
 from statestep.export.probe import Tags, probe
-from statestep.export.proof import Proof, company, prove
+from statestep.export.proof import Proof, blame, company, prove
 from statestep.export.stateful import Carried
 from statestep.export.stepping import step_graph_of
 from statestep.export.surgery import opset_of, prepared
@@ -191,15 +191,20 @@ def _converted(
     graph = step_graph_of(work, tags)
     contract = _contract(original, work, tags, described, draft)
     stamp(graph, contract)
-    step = StepModel(graph.SerializeToString(), name=contract.name)
+    try:
+        step = StepModel(graph.SerializeToString(), name=contract.name)
+    except ModelError as error:
+        raise ExportError(blame(original, work, tags) or f"the step model does not run: {error}") from None
     proof = prove(original, work, step, tags, given=_given(data, axes.width), seed=seed)
     if sentence := company(graph, step):
         raise ExportError(sentence)
     onnx.save(offline_of(ready, axes, tags), sequence_path(draft))
     if weights == "fp16":
         graph = halved(graph)
-    parity = {"steps": proof.timesteps, "max_abs_difference": float(f"{proof.absolute:.2g}")}
-    contract = replace(contract, parity=parity)
+    apart = float(f"{proof.absolute:.2g}")
+    contract = replace(
+        contract, parity={"steps": proof.timesteps, "max_abs_difference": apart, "against": "the original graph"}
+    )
     contract, report = _written(graph, contract, draft, data, sequence=True)
     return Converted(draft, sequence_path(draft), contract, report, proof)
 

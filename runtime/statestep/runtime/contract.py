@@ -98,7 +98,7 @@ class Contract:
     period_seconds: float | None = None  # the time between two timesteps
     horizon: int = 1  # how many timesteps ahead `prediction` looks
     memory: Mapping[str, Any] | None = None  # how soon it forgets, as statestep.export.horizon measured it
-    parity: Mapping[str, Any] | None = None  # {"steps", "max_abs_difference"}: proven against torch at export
+    parity: Mapping[str, Any] | None = None  # {"steps", "max_abs_difference", "against"?}: the proof; against torch
     producer: str | None = None
     license: str | None = None
     trained_on: str | None = None
