@@ -11,6 +11,7 @@ import torch
 from statestep.export import DataError, Epoch, ExportError, Fitted
 from statestep.export.calibrate import LEAST_THRESHOLD, WARM
 from statestep.export.fit import fit
+from statestep.export.forecaster import CELLS
 from statestep.export.weights import reference_of
 
 from .models import Array, machine_temperature
@@ -33,7 +34,7 @@ def quick(streams: dict[str, Array], **settings: object) -> Fitted:
     return fit(streams, features, **{"hidden": 8, "epochs": 4} | settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn", "lstm-peephole-coupled", "lstm-projected,gru"])
+@pytest.mark.parametrize("cell", [*CELLS, "rnn-relu,lstm-projected,gru"])
 def test_it_beats_the_last_value_on_a_rhythm(cell: str) -> None:
     """On a rhythm in noise every cell at least halves the last value's error, on every target."""
     fitted = quick(waves(600), cell=cell, hidden=16, epochs=15, learning_rate=0.02)
