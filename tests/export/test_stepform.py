@@ -182,7 +182,7 @@ def test_what_torch_cannot_write_is_said_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_function_that_rounds_a_batchs_end_otherwise_is_padded(tmp_path: Path) -> None:
-    """onnxruntime's Softplus rounds the end of a batch in another way than its middle; written, no row differs alone."""
+    """onnxruntime's Softplus rounds the end of a batch otherwise than its middle; as written, no row differs alone."""
 
     class Soft(MinGRU):
         def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
