@@ -5,18 +5,19 @@ them through the engine that runs the model in service. `laws_of` has them all, 
 
 Numbers must be equal to the bit. Where a kernel rounds a row alone otherwise than among others, a `tolerance` may be
 given: in standard deviations, of the readings for an output in their units, of the output itself for one of its own
-kind. A score squares a difference over a small spread: it must then be equal within a thousandth.
+kind. These are x's own; `spread_of` gives other readings, where x is too short to have a spread. A score squares a
+difference over a small spread: it must then be equal within a thousandth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from statestep.export.against import SequenceFile, difference_from
-from statestep.export.compare import TOLERANCE, Array, Outputs, place_in_words, units
+from statestep.export.compare import TOLERANCE, Array, Outputs, units
 from statestep.export.errors import DataError
 from statestep.export.histories import advanced, alone, in_batches, interleaved, keys_of, stacked, stepped
 from statestep.runtime import Contract, Engine, Model, Records
@@ -45,7 +46,7 @@ def name_of(law: Callable[..., None]) -> str:
 
 
 def outputs_are_finite(model: Model, x: Array) -> None:
-    """Finite readings give finite numbers.
+    """Finite readings give finite numbers, in outputs and in states.
 
     >>> from importlib.resources import files
     >>> from statestep.runtime import StepModel
@@ -53,14 +54,24 @@ def outputs_are_finite(model: Model, x: Array) -> None:
     >>> pump = StepModel.load(files("statestep.consumers") / "models" / "pump.onnx")
     >>> outputs_are_finite(pump, drawn(pump.contract, 20, 3, np.random.default_rng(0)))
     """
-    for name, value in stepped(model, x).items():
-        if len(places := np.argwhere(~np.isfinite(value))):
-            place = place_in_words(model.contract, name, places[0])
-            raise LawBroken(outputs_are_finite, f"{place} is not a finite number: {value[tuple(places[0])]}")
+    engine, keys = Engine(model, max_streams=x.shape[1]), keys_of(x)
+    for step, row in enumerate(x, 1):
+        rejected = engine.advance(keys, row).rejected  # [B]
+        if rejected.any():
+            stream = int(np.argmax(rejected))
+            engine.rollback()
+            found = _not_finite(engine, keys[stream], row[stream])
+            raise LawBroken(outputs_are_finite, f"step {step}, stream {stream + 1}: {found}")
+        engine.commit()
 
 
 def streaming_is_offline(
-    model: Model, sequence: str | Path | SequenceFile | Reference, x: Array, tolerance: float = 0.0
+    model: Model,
+    sequence: str | Path | SequenceFile | Reference,
+    x: Array,
+    tolerance: float = 0.0,
+    *,
+    spread_of: Array | None = None,
 ) -> None:
     """Stepped timestep by timestep, every stream gets the numbers of one run over its whole sequence.
 
@@ -93,10 +104,13 @@ def streaming_is_offline(
         whole = {name: given[name] for name in names if name in given}
     if absent:
         raise LawBroken(streaming_is_offline, f"the whole sequence has no output {absent!r}")
-    _same(streaming_is_offline, model, stepped(model, x), whole, x, "stepped, then as one sequence", tolerance)
+    unit = _unit(model, x if spread_of is None else spread_of, tolerance)
+    _same(streaming_is_offline, model, stepped(model, x), whole, "stepped, then as one sequence", unit)
 
 
-def agrees_with(model: Model, reference: Reference, x: Array, tolerance: float = TOLERANCE) -> None:
+def agrees_with(
+    model: Model, reference: Reference, x: Array, tolerance: float = TOLERANCE, *, spread_of: Array | None = None
+) -> None:
     """Stepped, a model gives what a reference computes, for those outputs that the reference names.
 
     It may compute in float64: its numbers are compared as the model's dtype. Flags are not compared: one may tip where
@@ -114,7 +128,8 @@ def agrees_with(model: Model, reference: Reference, x: Array, tolerance: float =
     cast = {name: np.asarray(theirs[name]).astype(value.dtype) for name, value in ours.items() if name in theirs}
     if not any(value.dtype.kind == "f" for value in cast.values()):
         raise ValueError(f"the reference gives {list(theirs)}, none of them numbers that {model.contract.name!r} gives")
-    _same(agrees_with, model, ours, cast, x, "stepped, then the reference", tolerance)
+    unit = _unit(model, x if spread_of is None else spread_of, tolerance)
+    _same(agrees_with, model, ours, cast, "stepped, then the reference", unit)
 
 
 def company_does_not_matter(
@@ -129,10 +144,10 @@ def company_does_not_matter(
     >>> company_does_not_matter(pump, drawn(pump.contract, 5, 64, np.random.default_rng(0)))
     """
     _need(company_does_not_matter, x, steps=1, streams=2)
-    rng, expected = np.random.default_rng(seed), alone(model, x)
+    rng, expected, unit = np.random.default_rng(seed), alone(model, x), _unit(model, x, tolerance)
     for size in sizes:
         among = in_batches(model, x, size, rng)
-        _same(company_does_not_matter, model, among, expected, x, f"in a batch of {size}, then alone", tolerance)
+        _same(company_does_not_matter, model, among, expected, f"in a batch of {size}, then alone", unit)
 
 
 def order_does_not_matter(model: Model, x: Array, *, seed: int = 0, tolerance: float = 0.0) -> None:
@@ -147,7 +162,7 @@ def order_does_not_matter(model: Model, x: Array, *, seed: int = 0, tolerance: f
     _need(order_does_not_matter, x, steps=1, streams=2)
     mixed = interleaved(model, x, np.random.default_rng(seed))
     how = "interleaved with other streams, then alone"
-    _same(order_does_not_matter, model, mixed, alone(model, x), x, how, tolerance)
+    _same(order_does_not_matter, model, mixed, alone(model, x), how, _unit(model, x, tolerance))
 
 
 def cuts_do_not_matter(model: Model, x: Array) -> None:
@@ -168,8 +183,9 @@ def cuts_do_not_matter(model: Model, x: Array) -> None:
     engine.rollback()  # what is committed stays
     whole = {name: value.reshape(steps, streams, *value.shape[1:]) for name, value in given.items()}
     how = "in one call with one commit, then in a call and commit each"
-    _same(cuts_do_not_matter, model, whole, advanced(cut, x), x, how)
-    _same_records(cuts_do_not_matter, model.contract, engine.read(keys), cut.read(keys), steps, how)
+    _same(cuts_do_not_matter, model, whole, advanced(cut, x), how)
+    one, other = (each.read(sorted(each.keys())) for each in (engine, cut))
+    _same_records(cuts_do_not_matter, model.contract, one, other, steps, how)
 
 
 def rollback_is_an_identity(model: Model, x: Array, *, seed: int = 0) -> None:
@@ -195,7 +211,7 @@ def rollback_is_an_identity(model: Model, x: Array, *, seed: int = 0) -> None:
         rows.append(engine.advance(keys, row).outputs)
         engine.commit()
     how = "with roll-backs between, then without"
-    _same(rollback_is_an_identity, model, stacked(rows), stepped(model, x), x, how)
+    _same(rollback_is_an_identity, model, stacked(rows), stepped(model, x), how)
 
 
 def restored_goes_on(model: Model, x: Array, *, fresh: Model | None = None) -> None:
@@ -214,11 +230,24 @@ def restored_goes_on(model: Model, x: Array, *, fresh: Model | None = None) -> N
     for cut in sorted({1, len(x) // 2, len(x) - 1}):
         first, second = (Engine(each, max_streams=len(keys)) for each in (model, fresh or model))
         begun = advanced(first, x[:cut])
-        second.write(keys, first.read(keys))
+        held = first.keys()  # a stream of which every row was rejected is not begun
+        second.write(held, first.read(held))
         second.commit()
         rest = advanced(second, x[cut:])
         joined = {name: np.concatenate([value, rest[name]]) for name, value in begun.items()}
-        _same(restored_goes_on, model, joined, expected, x, f"restored after step {cut}, then without")
+        _same(restored_goes_on, model, joined, expected, f"restored after step {cut}, then without")
+
+
+def _not_finite(engine: Engine, key: bytes, row: Array) -> str:
+    """What of a stream's next timestep is not finite."""
+    born = set(engine.keys())
+    states = engine.read([key]).states if key in born else [state[None] for state in engine.model.initial_states()]
+    outputs, following = engine.model.step(row[None], states)
+    names = [f"state {state.output}" for state in engine.model.contract.states]
+    for name, value in [*outputs.items(), *zip(names, following, strict=True)]:
+        if not np.isfinite(value).all():
+            return f"{name} is not a finite number: {value[~np.isfinite(value)][0]!s}"
+    return "a number was not finite, and is when the timestep is repeated"
 
 
 def _need(law: Callable[..., None], x: Array, *, steps: int, streams: int) -> None:
@@ -228,13 +257,23 @@ def _need(law: Callable[..., None], x: Array, *, steps: int, streams: int) -> No
         raise DataError(f"x is {len(x)} × {x.shape[1]} (T × B), and {wanted}: give it more")
 
 
+def _unit(model: Model, x: Array, tolerance: float) -> dict[str, Array] | None:
+    """What differences are measured in, where they may be other than none."""
+    if not tolerance:
+        return None
+    scale = tolerance / TOLERANCE
+    return {name: value * scale for name, value in units(model.contract, [x], [stepped(model, x)]).items()}
+
+
 def _same(
-    law: Callable[..., None], model: Model, ours: Outputs, theirs: Outputs, x: Array, how: str, tolerance: float = 0.0
+    law: Callable[..., None],
+    model: Model,
+    ours: Outputs,
+    theirs: Outputs,
+    how: str,
+    unit: Mapping[str, Array] | None = None,
 ) -> None:
     """Raise `LawBroken` at the first timestep where the two differ."""
-    unit = None
-    if tolerance:
-        unit = {name: value * (tolerance / TOLERANCE) for name, value in units(model.contract, [x], [ours]).items()}
     if difference := difference_from(model.contract, ours, theirs, unit):
         raise LawBroken(law, f"{difference} ({how})")
 

@@ -10,11 +10,11 @@ No torch is needed; where it is installed and the weights lie beside the model, 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,10 +25,24 @@ from statestep.export.laws import LawBroken, Reference, name_of
 from statestep.export.readings import drawn, finite_rows
 from statestep.runtime import StepModel
 
-SHAPES = ((1, 1), (2, 7), (50, 2), (24, 64))  # (T, B) of the drawn readings that are stepped against a reference
+SHAPES = ((1, 1), (2, 7), (50, 2), (24, 64))  # (T, B) of the drawn readings, the last the largest
 COMPANY_SHAPE = (6, 257)
 ORDER_SHAPE = (25, 33)
 DATA_STEPS = 2_000  # timesteps of given readings that are stepped, over all streams
+
+
+class Readings(NamedTuple):
+    """What a model is stepped over: sequences [T, B, F] that were drawn, and streams [T, 1, F] that were given."""
+
+    made: Sequence[Array]
+    given: Sequence[Array]
+
+    def with_spread(self) -> Iterator[tuple[Array, Array]]:
+        """Each of them, and what tells the spread of its kind: one by itself may be a single row."""
+        yield from ((x, self.made[-1]) for x in self.made)
+        if self.given:
+            whole = np.concatenate(self.given)  # [T, 1, F]
+            yield from ((x, whole) for x in self.given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +92,12 @@ def laws_of(
     model, rng = StepModel.load(path), np.random.default_rng(seed)
     streams = list(finite_rows(model.contract, data).values())
     share = -(-DATA_STEPS // max(len(streams), 1))
-    readings = [drawn(model.contract, *shape, rng) for shape in SHAPES] + [x[:share, None] for x in streams]
+    readings = Readings([drawn(model.contract, *shape, rng) for shape in SHAPES], [x[:share, None] for x in streams])
     many, some = (drawn(model.contract, *shape, rng) for shape in (COMPANY_SHAPE, ORDER_SHAPE))  # [T, B, F] each
-    found = [_law(laws.outputs_are_finite, partial(_each, readings, partial(laws.outputs_are_finite, model)))]
+    found = [_law(laws.outputs_are_finite, partial(_finite, model, readings))]
     if sequence:
-        found.append(
-            _law(laws.streaming_is_offline, partial(_offline, model, sequence_path(path), readings, tolerance))
-        )
+        offline = partial(_offline, model, sequence_path(path), readings, tolerance)
+        found.append(_law(laws.streaming_is_offline, offline))
     found += [
         _law(laws.company_does_not_matter, partial(laws.company_does_not_matter, model, many, seed=seed)),
         _law(laws.order_does_not_matter, partial(laws.order_does_not_matter, model, some, seed=seed)),
@@ -93,9 +106,7 @@ def laws_of(
         _law(laws.restored_goes_on, partial(laws.restored_goes_on, model, some, fresh=StepModel.load(path))),
     ]
     if reference := torch_beside(path):
-        found.append(
-            _law(laws.agrees_with, partial(_each, readings, lambda x: laws.agrees_with(model, reference, x)), " torch")
-        )
+        found.append(_law(laws.agrees_with, partial(_agrees, model, reference, readings), " torch"))
     return found
 
 
@@ -123,12 +134,17 @@ def _law(law: Callable[..., None], check: Callable[[], None], of: str = "") -> L
     return Law(name_of(law) + of, check)
 
 
-def _each(readings: Sequence[Array], law: Callable[[Array], None]) -> None:
-    for x in readings:
-        law(x)
+def _finite(model: StepModel, readings: Readings) -> None:
+    for x, _ in readings.with_spread():
+        laws.outputs_are_finite(model, x)
 
 
-def _offline(model: StepModel, path: Path, readings: Sequence[Array], tolerance: float | None) -> None:
+def _agrees(model: StepModel, reference: Reference, readings: Readings) -> None:
+    for x, spread_of in readings.with_spread():
+        laws.agrees_with(model, reference, x, spread_of=spread_of)
+
+
+def _offline(model: StepModel, path: Path, readings: Readings, tolerance: float | None) -> None:
     """Against the sequence file, on those readings that are of a size that it takes, and on some that surely are."""
     if not path.exists():
         raise LawBroken(laws.streaming_is_offline, f"there is no sequence file {path.name!r} beside the model")
@@ -136,5 +152,6 @@ def _offline(model: StepModel, path: Path, readings: Sequence[Array], tolerance:
     if tolerance is None:
         tolerance = TOLERANCE if file.rounds else 0.0
     sure = drawn(model.contract, file.steps or 20, file.streams or 2, np.random.default_rng(0))
-    for x in (*(x for x in readings if file.fits(x)), sure):
-        laws.streaming_is_offline(model, file, x, tolerance)
+    for x, spread_of in (*readings.with_spread(), (sure, sure)):
+        if file.fits(x):
+            laws.streaming_is_offline(model, file, x, tolerance, spread_of=spread_of)
