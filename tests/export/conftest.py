@@ -20,6 +20,8 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Ca
             seen[case.name] = outcome_of(case, tmp_path_factory.mktemp(case.name))
         return seen[case.name]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("statestep.export.verify"), "SPEED_SECONDS", 1e-4)  # no test here asks how fast
+    with pytest.MonkeyPatch.context() as patch:  # what takes long and is tested where it belongs
+        patch.setattr(import_module("statestep.export.verify"), "SPEED_SECONDS", 1e-4)
+        patch.setattr(import_module("statestep.export.verify"), "COMPANY_STEPS", 2)
+        patch.setattr(import_module("statestep.export.horizon"), "MOST", 256)
         yield of

@@ -28,6 +28,12 @@ def layout_of(model: ModelProto, wanted: str | None = None, named: Mapping[str, 
     Raises `ExportError` where an input is none of the three, or the axes cannot be told.
     """
     graph = model.graph
+    for node in graph.node:
+        if node.op_type in RECURRENT and attribute(node, "layout", 0) != 0:
+            raise ExportError(
+                f"node {node.name!r} ({node.op_type}) has layout 1, batch before time, which onnxruntime does not run: "
+                "export it with layout 0, and Transpose before and behind it"
+            )
     reach = {value.name: set(_ends(graph.node, value.name)) for value in graph.input}
     pairs = tuple(named.items()) if named else _pairs(graph)
     lengths = tuple(name for name, ends in reach.items() if ends == {"length"})

@@ -66,9 +66,12 @@ def _ordered(tag: Tag, touched: Array) -> Tag:
 
 def _values(whole: Whole, x: Array) -> dict[str, Array]:
     given = whole.run(x)
-    inputs = {entry.name: entry.laid_out(x) for entry in whole.layout.entries}
     held = constants_of(whole.model.graph)
-    return {name: np.asarray(value) for name, value in (held | inputs | given).items() if not isinstance(value, list)}
+    return {
+        name: np.asarray(value)
+        for name, value in (held | whole.feeds(x) | given).items()
+        if not isinstance(value, list)
+    }
 
 
 def _tag(

@@ -12,17 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from statestep.export.compare import Array
+from statestep.export.compare import ROUNDINGS, TOLERANCE, Array
 from statestep.export.errors import ExportError
 from statestep.export.probe import Tag, Tags
 from statestep.export.stateful import Carried
-from statestep.export.surgery import every_tensor, session, with_outputs
-from statestep.export.whole import Layout, Whole, drawn
+from statestep.export.surgery import every_tensor, reason, session, with_outputs
+from statestep.export.whole import Whole, blamed, drawn
 from statestep.runtime import State, StepModel
 
 LENGTHS = (2, 17, 200)
 BATCHES = (1, 2, 7, 64)
-TOLERANCE = 1e-5  # of an output's own spread, where rounding is all that may differ
 BLAME_STEPS, BLAME_BATCH = 9, 3
 
 REASONS = {
@@ -37,6 +36,7 @@ REASONS = {
     "Add": "adds something that depends on a row's place in the sequence",
     "Gather": "takes another row than the newest",
     "Slice": "takes other rows than the newest",
+    "Loop": "counts a row's place in the sequence, or looks at other rows",
 }
 WAYS_OUT = {
     "Softmax": "put a recurrent layer in the place of attention over the sequence",
@@ -108,7 +108,10 @@ def _compared(whole: Whole, step: StepModel, tags: Tags, x: Array, states: list[
     if states is not None:
         fed = {s.input: np.moveaxis(v, 0, s.batch_axis) for s, v in zip(step.contract.states, states, strict=True)}
     theirs = whole.run(x, fed)
-    ours, last = stepped(step, x, states)
+    try:
+        ours, last = stepped(step, x, states)
+    except Exception as error:  # onnxruntime raises a class of its own for every kind of fault
+        raise ExportError(f"the step model fails on {x.shape[1]} streams: {reason(error)}") from None
     largest = absolute = 0.0
     for output in step.contract.outputs:
         truth = rows(theirs[output.name], tags[output.name], *x.shape[:2])
@@ -156,7 +159,8 @@ def _gap(ours: Array, theirs: Array) -> tuple[float, float]:
         return np.inf, np.inf
     apart = np.abs(ours.astype(np.float64) - theirs)
     apart = np.where(np.isnan(ours) & np.isnan(theirs), 0.0, apart)
-    unit = max(float(np.nanstd(theirs.astype(np.float64))), float(np.nanmean(np.abs(theirs))), 1e-30)
+    rounding = ROUNDINGS / TOLERANCE * float(np.nanmax(np.abs(theirs), initial=0.0))
+    unit = max(float(np.nanstd(theirs.astype(np.float64))), rounding, 1e-30)
     worst = float(apart.max()) if np.isfinite(apart).all() else np.inf
     return max(worst / unit, 1e-300), worst
 
@@ -174,14 +178,17 @@ def blame(original: Whole, carried: Carried, tags: Tags) -> str | None:
         try:
             given = one.run(row[None], held)
         except ExportError as error:
-            return f"a single row cannot be stepped: {error}"
+            name = blamed(str(error))
+            where = f"node {name!r}" if name else "the graph"
+            return (
+                f"{where} cannot run on a single row, so it cannot be streamed: answer each row from the newest alone"
+            )
         held = {s.input: given[s.output] for s in carried.states}
         singles.append(given)
-    inner = {name for node in original.model.graph.node if node.name in carried.walks for name in node.output}
     for node in original.model.graph.node:
         for name in node.output:
             tag = tags.get(name)
-            if tag is None or not tag.varies or tag.offset or tag.odd or name not in singles[0] or name in inner:
+            if tag is None or not tag.varies or tag.offset or tag.odd or name not in singles[0]:
                 continue
             if not _alike(truth[name], [single[name] for single in singles], tag, streams):
                 return _sentence(node, tag)
@@ -242,18 +249,16 @@ def company(model: ModelProto, step: StepModel, seed: int = 0) -> str | None:
             axes = [
                 axis for axis, size in enumerate(among[name].shape) if size == len(x) and pair[name].shape[axis] == 2
             ]
-            if len(axes) == 1 and any(
-                among[name].take([i], axis=axes[0]).tobytes() != single[name].tobytes()
-                for i, single in enumerate(alone)
-            ):
-                return (
-                    f"node {node.name!r} ({node.op_type}) gives a row other bits when others share its batch, so a "
-                    "replay could not repeat what was answered"
-                )
+            if len(axes) != 1:
+                continue
+            apart = [(among[name].take([i], axis=axes[0]), single[name]) for i, single in enumerate(alone)]
+            if all(one.tobytes() == other.tobytes() for one, other in apart):
+                continue
+            if all(_near(one, other) for one, other in apart):
+                why = "rounds a row otherwise when others share its batch, so a replay could not repeat its bits"
+                way = "put an operator that computes number by number in its place"
+            else:
+                why = "gives a row other values when other streams share its batch"
+                way = "normalise or sum over features, never over the batch"
+            return f"node {node.name!r} ({node.op_type}) {why}: {way}"
     return None
-
-
-def free_of(layout: Layout) -> str:
-    """In words, what of the original's sizes was fixed."""
-    fixed = [f"{what} {size}" for what, size in (("timesteps", layout.steps), ("streams", layout.streams)) if size]
-    return f" (the original is fixed at {' and '.join(fixed)})" if fixed else ""

@@ -27,7 +27,6 @@ class Carried:
     layout: Layout  # of the inputs that are left; every state is one of its pairs
     states: list[State] = field(default_factory=list)
     walks: list[str] = field(default_factory=list)  # the Loops and Scans along time, by node name
-    exact: bool = True  # False where an operator rounds a single row in its own way
 
 
 @dataclass
@@ -40,7 +39,9 @@ class Work:
     builder: Builder
     given: set[str]  # what comes from states that the graph takes itself
     done: Carried
-    ahead: dict[str, tuple[int, str]] = field(default_factory=dict)  # tensor → later rows that were left out, by whom
+    ahead: dict[str, tuple[int, NodeProto]] = field(
+        default_factory=dict
+    )  # tensor → later rows that were left out, by whom
     names: dict[str, int] = field(default_factory=dict)
 
 
@@ -108,19 +109,14 @@ def ahead(node: NodeProto, behind: int, work: Work) -> None:
     total = behind + max((rows for rows, _ in before), default=0)
     if total:
         for name in node.output:
-            work.ahead[name] = total, (before[0][1] if before and not behind else node.name)
+            work.ahead[name] = total, (before[0][1] if before and not behind else node)
 
 
 def refuse_ahead(name: str, work: Work) -> None:
     """What is used as a row's answer must not have been made by looking ahead."""
-    if name not in work.ahead:
-        return
-    rows, origin = work.ahead[name]
-    node = next((node for node in work.graph.node if node.name == origin), None)
-    sentence = (
-        f"reads {in_rows(rows)} that come later (its padding is on both sides): pad only on the left, as 'causal' does"
-    )
-    raise refused(node, sentence) if node is not None else ExportError(f"node {origin!r} {sentence}")
+    if name in work.ahead:
+        rows, node = work.ahead[name]
+        raise refused(node, f"looks {in_rows(rows)} ahead (its padding is not on the left alone): pad only on the left")
 
 
 def in_rows(count: int) -> str:

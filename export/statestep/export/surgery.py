@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from statestep.export.errors import ExportError, first_line
 from statestep.runtime import session_options
 
 OPSET = 18  # what a step model asks for at least
+SENTENCE = 300  # characters of an error of onnxruntime's
 OPTIONAL_OUTPUTS = {"LSTM": 3, "GRU": 2, "RNN": 2}  # Y, Y_h, Y_c
 
 
@@ -34,8 +36,11 @@ def prepared(model: ModelProto) -> ModelProto:
     del graph.input[:]
     graph.input.extend(entering)
     forget_the_machine(graph)
+    seen: set[str] = set()
     for index, node in enumerate(graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"
+        if not node.name or node.name in seen:
+            node.name = f"{node.name or node.op_type}_{index}"
+        seen.add(node.name)
         wanted = OPTIONAL_OUTPUTS.get(node.op_type, len(node.output))
         node.output.extend([""] * (wanted - len(node.output)))
         for place, name in enumerate(node.output):
@@ -302,7 +307,17 @@ def session(model: ModelProto, *, plain: bool = False) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a class of its own for every kind of fault
-        raise ExportError(f"onnxruntime cannot load the graph: {first_line(error)}") from None
+        raise ExportError(f"onnxruntime cannot load the graph: {reason(error)}") from None
+
+
+def reason(error: Exception) -> str:
+    """What onnxruntime says is wrong, without its own prefixes and the places in its source.
+
+    >>> reason(RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Exception during initialization: /a/b.h:5 f(int) no."))
+    'f(int) no.'
+    """
+    said = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Exception during initialization: )?", "", first_line(error))
+    return re.sub(r"/\S+\.(cc|h):\d+ ", "", said)[:SENTENCE]
 
 
 def with_outputs(model: ModelProto, names: Iterable[str]) -> ModelProto:
@@ -333,7 +348,7 @@ def simplified(model: ModelProto) -> ModelProto:
         try:
             ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises a class of its own for every kind of fault
-            raise ExportError(f"onnxruntime cannot load the step graph: {first_line(error)}") from None
+            raise ExportError(f"onnxruntime cannot load the step graph: {reason(error)}") from None
         simple = onnx.load(path)
     if any(node.domain not in ("", "ai.onnx") for node in nodes_of(simple.graph)):
         return model

@@ -45,7 +45,6 @@ def recurrent(node: NodeProto, work: Work) -> None:
         name, output = declared(node, work, f"{prefix}{letter}0", f"{prefix}{letter}n", tag, shape, initial, batch)
         node.input[place] = name
         leave(work, node.output[out], output)
-    work.done.exact = work.done.exact and node.op_type != "RNN"
 
 
 def loop(node: NodeProto, work: Work) -> None:
@@ -92,7 +91,11 @@ def scan(node: NodeProto, work: Work) -> None:
 def _carry(node: NodeProto, place: int, tag: Tag, final: str, stem: str, work: Work) -> None:
     """Carried value at input `place` of a Loop or Scan, `final` after the last timestep."""
     if tag.batch is None or tag.odd or tag.merged is not None:
-        raise refused(node, f"carries {final!r} of shape {list(tag.shape)}, which has no axis of its own for the batch")
+        raise refused(
+            node,
+            f"carries {final!r} of shape {list(tag.shape)}, which has no axis of its own for the batch: give each "
+            "stream a row of it",
+        )
     shape = tag.shape[: tag.batch] + tag.shape[tag.batch + 1 :]
     if node.input[place] in work.given:
         return

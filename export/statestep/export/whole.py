@@ -12,8 +12,8 @@ import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from statestep.export.compare import Array
-from statestep.export.errors import ExportError, first_line
-from statestep.export.surgery import attribute, bodies, constants_of, every_tensor, session, with_outputs
+from statestep.export.errors import ExportError
+from statestep.export.surgery import attribute, bodies, constants_of, every_tensor, reason, session, with_outputs
 
 RECURRENT = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}  # operator → where its initial states come in
 LENGTHS = 4  # where a recurrent operator takes the lengths of its sequences
@@ -89,10 +89,26 @@ class Whole:
     def run(self, x: Array, states: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """x [T, B, F] and the graph's own states, zero where absent → every output as the graph gives it.
 
-        A graph with a fixed batch is run for as many streams at a time; then the outputs' batch axes are not known
-        here, so B must be that batch.
+        A graph of fixed sizes is changed where x has others.
         """
         steps, streams = x.shape[:2]
+        ready = self._session(steps, streams)
+        names = [node.name for node in ready.get_outputs()]
+        try:
+            return dict(zip(names, ready.run(names, self.feeds(x, states)), strict=True))
+        except Exception as error:  # onnxruntime raises a class of its own for every kind of fault
+            raise ExportError(self._failure(reason(error), steps, streams)) from None
+
+    def feeds(self, x: Array, states: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """x [T, B, F] as the graph's inputs, and the graph's own states, zero where absent."""
+        steps, streams = x.shape[:2]
+        feeds = {entry.name: entry.laid_out(x) for entry in self.layout.entries}
+        for node in self._session(steps, streams).get_inputs():
+            if node.name not in feeds:
+                feeds[node.name] = self._other(node, steps, streams, states or {})
+        return feeds
+
+    def _session(self, steps: int, streams: int) -> Any:
         key = steps if self.layout.steps else None, streams if self.layout.streams else None
         if key not in self.sessions:
             model = self.model
@@ -103,34 +119,28 @@ class Whole:
                 self.sessions[key] = session(with_outputs(model, names), plain=self.plain)
             except ExportError as error:
                 raise ExportError(self._failure(str(error), steps, streams)) from None
-        ready = self.sessions[key]
-        feeds = {entry.name: entry.laid_out(x) for entry in self.layout.entries}
-        for node in ready.get_inputs():
-            if node.name not in feeds:
-                feeds[node.name] = self._other(node, steps, streams, states or {})
-        names = [node.name for node in ready.get_outputs()]
-        try:
-            return dict(zip(names, ready.run(names, feeds), strict=True))
-        except Exception as error:  # onnxruntime raises a class of its own for every kind of fault
-            raise ExportError(self._failure(first_line(error), steps, streams)) from None
+        return self.sessions[key]
 
     def _failure(self, sentence: str, steps: int, streams: int) -> str:
-        fixed = [f"{size} {what}" for size, what in self._fixed(steps, streams)]
-        if not fixed:
-            return f"the graph fails on {streams} sequences of {steps} timesteps: {sentence}"
-        name = re.search(r"Name:'([^']*)'|Node \(([^)]*)\)", sentence)
-        where = f"node {name.group(1) or name.group(2)!r}" if name else "the graph"
+        name = blamed(sentence)
+        where = f"node {name!r}" if name else "the graph"
+        fixed = [f"{size} {what}" + "s" * (size != 1) for size, what in self._fixed(steps, streams)]
+        if fixed:
+            return (
+                f"{where} takes exactly {' and '.join(fixed)}: it mixes rows, or the graph was unrolled or exported "
+                "for that size alone; export it with a free time axis and a free batch axis"
+            )
         return (
-            f"{where} takes exactly {' and '.join(fixed)}: it mixes rows, or the graph was unrolled or exported for "
-            "that size alone; export it with a free time axis and a free batch axis"
+            f"{where} fails on {streams} sequences of {steps} timestep{'s' * (steps != 1)} ({sentence}): export it "
+            "with a free time axis and a free batch axis, or say by --layout which is which"
         )
 
     def _fixed(self, steps: int, streams: int) -> Iterator[tuple[int, str]]:
         """The sizes that the graph was not made for and was run at."""
         if self.layout.steps not in (None, steps):
-            yield self.layout.steps or 0, "timesteps"
+            yield self.layout.steps or 0, "timestep"
         if self.layout.streams not in (None, streams):
-            yield self.layout.streams or 0, "streams"
+            yield self.layout.streams or 0, "stream"
 
     def _other(self, node: Any, steps: int, streams: int, states: Mapping[str, Array]) -> Array:
         """A state or the lengths."""
@@ -140,6 +150,16 @@ class Whole:
         if node.name in self.layout.lengths:
             return np.full(shape, steps, np.int64 if "64" in node.type else np.int32)
         return np.zeros(shape, {"tensor(double)": np.float64, "tensor(int64)": np.int64}.get(node.type, np.float32))
+
+
+def blamed(sentence: str) -> str | None:
+    """The node that an error of onnxruntime's names.
+
+    >>> blamed("Non-zero status code returned while running Gather node. Name:'first' Status Message: out of bounds")
+    'first'
+    """
+    found = re.search(r"Name:'([^']*)'|Node \(([^)]*)\)", sentence)
+    return None if found is None else found.group(1) or found.group(2)
 
 
 def vocabulary(model: ModelProto, entry: Entry) -> int | None:
@@ -244,6 +264,11 @@ def rebatched(graph: onnx.GraphProto, layout: Layout, after: int = 1) -> None:
             one = start.take([0], axis=axis)
             if (start == one).all():
                 node.input[place] = _added(graph, f"{node.name}/birth_{place}", np.repeat(one, after, axis=axis))
+            elif node.op_type in RECURRENT:  # a Loop carries weights too
+                raise ExportError(
+                    f"node {node.name!r} ({node.op_type}) starts each of its {before} streams from another state "
+                    f"({node.input[place]!r}): start all from the same"
+                )
         if node.op_type == "Reshape" and node.input[1] in held:
             shape = held[node.input[1]].copy()
             apart = before == 1 and before in shape  # a single stream has as many rows as timesteps

@@ -71,7 +71,7 @@ def _conv(node: NodeProto, work: Work) -> None:
     if lacking > 0 and before + behind + tag.offset >= reach:
         raise refused(
             node,
-            f"reads {in_rows(lacking)} that come later (its padding is on both sides): pad only on the left, by "
+            f"looks {in_rows(lacking)} ahead (its padding is not on the left alone): pad only on the left, by "
             "(kernel − 1) · dilation, as padding='causal' does",
         )
     if lacking > 0:
