@@ -28,6 +28,7 @@ from statestep.export.lists import without_lists
 from statestep.export.offline import offline_of
 from statestep.export.probe import Tags, probe
 from statestep.export.proof import Proof, blame, company, prove
+from statestep.export.scaler import Scaler, behind_scaler
 from statestep.export.stateful import Carried
 from statestep.export.stepping import step_graph_of
 from statestep.export.surgery import opset_of, prepared
@@ -39,13 +40,18 @@ from statestep.runtime.adapt import with_constants
 from statestep.runtime.pairs import Named
 
 WEIGHTS = ("fp32", "fp16")
+FORECASTS = ("scaled", "raw")
 PROOF_ROWS = 200  # of each given sequence; the last check goes over more of them
 PROOF_STREAMS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a graph cannot say of itself. Names of features and targets; the output that forecasts the next row."""
+    """What a graph cannot say of itself: what its columns are, which output forecasts the next row of which targets.
+
+    With a `scaler` it reads standardised values; `forecasts` says whether its forecast is such too ("scaled") or in the
+    sensors' own units ("raw").
+    """
 
     name: str | None = None
     model_version: str = "1"
@@ -53,8 +59,12 @@ class Described:
     targets: tuple[str, ...] | None = None
     prediction: str | None = None
     period_seconds: float | None = None
+    units: Mapping[str, str] | None = None
+    author: str | None = None
     license: str | None = None
-    more: Mapping[str, Any] | None = None  # other keys of the contract
+    description: str | None = None
+    scaler: Scaler | None = None
+    forecasts: str = "scaled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +106,8 @@ def convert(
         raise ExportError(f"the model is to be written to {str(out)!r}, its name must end in .onnx")
     if weights not in WEIGHTS:
         raise ExportError(f"weights is {weights!r}, it must be one of {list(WEIGHTS)}")
+    if described.forecasts not in FORECASTS:
+        raise ExportError(f"forecasts is {described.forecasts!r}, it must be one of {list(FORECASTS)}")
     if layout is not None and layout not in LAYOUTS:
         raise ExportError(f"layout is {layout!r}, it must be one of {list(LAYOUTS)}")
     raw = guard.read(path)
@@ -115,6 +127,18 @@ def convert(
     except OSError as error:
         raise ExportError(f"the model cannot be written to {str(out)!r}: {error.strerror}") from None
     return replace(done, model=out, sequence=None if done.sequence is None else sequence_path(out))
+
+
+def trial(
+    path: str | Path,
+    *,
+    layout: str | None = None,
+    states: Named | None = None,
+    constants: Mapping[str, Any] | None = None,
+) -> None:
+    """Run the graph at `path` as `convert` does first, for a process that may die of it; nothing comes of it."""
+    whole = _whole(guard.parse(guard.read(path), str(path)), layout, states, constants, "fp32")
+    probe(Whole(whole.model, whole.layout, plain=True))
 
 
 def _as_step_model(
@@ -158,11 +182,11 @@ def _stamped(
         raise ExportError(f"{len(features)} features are named, the model takes {len(step.contract.features)}")
     found = replace(
         step.contract,
-        features=tuple(Feature(name) for name in features),
+        features=_features(features, described, data, [None] * len(features)),
         outputs=_with_roles([output.name for output in step.contract.outputs], features, described),
     )
     contract = _with_description(found, described, draft)
-    contract, report = _written(model, contract, draft, data, sequence=False)
+    contract, report = _written(_behind(model, contract, described), contract, draft, data, sequence=False)
     return Converted(draft, None, contract, report)
 
 
@@ -178,35 +202,43 @@ def _converted(
     seed: int,
 ) -> Converted:
     """A graph over sequences, cut down to one timestep and proven against itself."""
-    model = with_constants(model, constants or {}, opset_of(model))
-    ready = prepared(model)
-    without_lists(ready.graph)
-    if weights == "fp16":
-        ready = rounded(ready)
-    named = {name: pair if isinstance(pair, str) else pair[0] for name, pair in (states or {}).items()}
-    axes = layout_of(ready, layout, named)
-    original = Whole(ready, axes)
+    original = _whole(model, layout, states, constants, weights)
+    ready, axes = original.model, original.layout
     tags = probe(Whole(ready, axes, plain=True))
     work = carried(ready, axes, tags)
     graph = step_graph_of(work, tags)
-    contract = _contract(original, work, tags, described, draft)
+    contract = _contract(original, work, tags, described, draft, data)
+    contract = replace(contract, input=graph.graph.input[0].name)
     stamp(graph, contract)
     try:
         step = StepModel(graph.SerializeToString(), name=contract.name)
     except ModelError as error:
         raise ExportError(blame(original, work, tags) or f"the step model does not run: {error}") from None
-    proof = prove(original, work, step, tags, given=_given(data, axes.width), seed=seed)
+    proof = prove(original, work, step, tags, given=_given(data, axes.width, described.scaler), seed=seed)
     if sentence := company(graph, step):
         raise ExportError(sentence)
-    onnx.save(offline_of(ready, axes, tags), sequence_path(draft))
+    whole = offline_of(ready, axes, tags)
+    onnx.save(_behind(whole, contract, described), sequence_path(draft))
     if weights == "fp16":
         graph = halved(graph)
     apart = float(f"{proof.absolute:.2g}")
     contract = replace(
         contract, parity={"steps": proof.timesteps, "max_abs_difference": apart, "against": "the original graph"}
     )
-    contract, report = _written(graph, contract, draft, data, sequence=True)
+    contract, report = _written(_behind(graph, contract, described), contract, draft, data, sequence=True)
     return Converted(draft, sequence_path(draft), contract, report, proof)
+
+
+def _whole(
+    model: ModelProto, layout: str | None, states: Named | None, constants: Mapping[str, Any] | None, weights: str
+) -> Whole:
+    """The graph made ready to be taken apart, its axes found out."""
+    ready = prepared(with_constants(model, constants or {}, opset_of(model)))
+    without_lists(ready.graph)
+    if weights == "fp16":
+        ready = rounded(ready)
+    named = {name: pair if isinstance(pair, str) else pair[0] for name, pair in (states or {}).items()}
+    return Whole(ready, layout_of(ready, layout, named))
 
 
 def _written(
@@ -225,27 +257,53 @@ def _written(
     return contract, report
 
 
-def _given(data: Mapping[str, Array] | None, width: int) -> list[Array]:
-    """The beginnings of the given streams, as sequences [T, 1, F]."""
+def _behind(graph: ModelProto, contract: Contract, described: Described) -> ModelProto:
+    """The graph with its owner's scaler in it, where there is one."""
+    if described.scaler is None:
+        return graph
+    forecast = contract.output("prediction")
+    name = None if forecast is None or described.forecasts == "raw" else forecast.name
+    targets = () if forecast is None else forecast.features or contract.feature_names
+    columns = [contract.feature_names.index(target) for target in targets]
+    entrance = contract.input if any(value.name == contract.input for value in graph.graph.input) else "x"
+    return behind_scaler(graph, described.scaler, name, columns, entrance=entrance)
+
+
+def _given(data: Mapping[str, Array] | None, width: int, scaler: Scaler | None) -> list[Array]:
+    """The beginnings of the given streams as the network reads them, as sequences [T, 1, F]."""
     found = []
     for rows in list((data or {}).values())[:PROOF_STREAMS]:
         if rows.ndim == 2 and rows.shape[1] == width:
-            whole = np.ascontiguousarray(rows, np.float32)
+            whole = np.ascontiguousarray(rows if scaler is None else (rows - scaler.mean) / scaler.std, np.float32)
             found.append(whole[np.isfinite(whole).all(axis=1)][:PROOF_ROWS, None])
     return [x for x in found if len(x)]
 
 
-def _contract(original: Whole, work: Carried, tags: Tags, described: Described, draft: Path) -> Contract:
+def _features(
+    names: Sequence[str], described: Described, data: Mapping[str, Array] | None, sizes: Sequence[int | None]
+) -> tuple[Feature, ...]:
+    """Each column with its unit and its range: of the table that it is looked up in, or of the given readings."""
+    given = [rows for rows in (data or {}).values() if rows.ndim == 2 and rows.shape[1] == len(names) and len(rows)]
+    found = []
+    for column, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        low, high = (None, None) if size is None else (0.0, size - 1.0)
+        if size is None and given:
+            seen = np.concatenate([rows[:, column] for rows in given])
+            seen = seen[np.isfinite(seen)]
+            low, high = (float(seen.min()), float(seen.max())) if len(seen) else (None, None)
+        found.append(Feature(name, (described.units or {}).get(name), low, high))
+    return tuple(found)
+
+
+def _contract(
+    original: Whole, work: Carried, tags: Tags, described: Described, draft: Path, data: Mapping[str, Array] | None
+) -> Contract:
     """What the tensors of the step model mean, as far as the graph and its owner say."""
     width = original.layout.width
     features = described.features or tuple(f"x{column}" for column in range(width))
     if len(features) != width:
         raise ExportError(f"{len(features)} features are named, the graph takes {width} readings a timestep")
-    known = []
-    for entry in original.layout.entries:
-        size = vocabulary(original.model, entry)
-        for name in features[entry.first : entry.first + entry.width]:
-            known.append(Feature(name) if size is None else Feature(name, min=0, max=size - 1))
+    sizes = [size for e in original.layout.entries for size in [vocabulary(original.model, e)] * e.width]
     states = {state.output for state in work.states}
     names = [value.name for value in work.model.graph.output if value.name not in states]
     for name in names:
@@ -254,7 +312,7 @@ def _contract(original: Whole, work: Carried, tags: Tags, described: Described, 
             raise ExportError(f"output {name!r} of shape {list(tag.shape)} has no row for each stream: take it out")
     contract = Contract(
         name=described.name or draft.stem,
-        features=tuple(known),
+        features=_features(features, described, data, sizes),
         states=tuple(work.states),
         outputs=_with_roles(names, features, described),
     )
@@ -286,7 +344,8 @@ def _with_description(contract: Contract, described: Described, draft: Path) -> 
         name=described.name or draft.stem,
         model_version=described.model_version,
         period_seconds=described.period_seconds,
+        author=described.author,
         license=described.license,
+        description=described.description,
         producer=f"statestep {version('statestep')} (converted)",
-        **(described.more or {}),
     )

@@ -68,8 +68,10 @@ def scaler_of(mean: Any, std: Any, features: Sequence[str]) -> Scaler:
     return Scaler(*columns)
 
 
-def behind_scaler(model: ModelProto, scaler: Scaler, prediction: str | None, columns: Sequence[int]) -> ModelProto:
-    """A copy of a graph with input x [… , F] that takes raw readings, and standardises them as its first step.
+def behind_scaler(
+    model: ModelProto, scaler: Scaler, prediction: str | None, columns: Sequence[int], *, entrance: str = "x"
+) -> ModelProto:
+    """A copy of a graph that takes readings [… , F] raw at its input `entrance`, and standardises them first.
 
     `prediction` is the output that forecasts the features at `columns` in standard units, [… , K]; it leaves the
     copy in the sensors' own. None leaves all outputs as they are.
@@ -83,9 +85,10 @@ def behind_scaler(model: ModelProto, scaler: Scaler, prediction: str | None, col
     builder.taken.update(name for node in inner for name in node.output)
     mean, std = (builder.constant(f"x/{name}", getattr(scaler, name), np.float32) for name in ("mean", "std"))
     low, high = (builder.constant("x/limit", limit, np.float32) for limit in (-LIMIT, LIMIT))
-    apart = builder.node("Sub", ["x", mean], "x/apart")
+    x = entrance
+    apart = builder.node("Sub", [x, mean], "x/apart")
     z = builder.node("Clip", [builder.node("Div", [apart, std], "x/wide"), low, high], "x/scaled")
-    names = {"x": z}
+    names = {x: z}
     if prediction is not None:
         names[prediction] = builder.name(f"{prediction}/scaled")
         own = [(f"{prediction}/{name}", getattr(scaler, name)[list(columns)]) for name in ("mean", "std")]
