@@ -48,7 +48,7 @@ class Case:
     settings: Mapping[str, Any] = field(default_factory=dict)  # of `convert`
     refused: str = ""
     tokens: int = 0  # how many whole numbers an input of them may hold
-    streams: int | None = None  # the only batch that it runs at, where its input does not say so
+    batch: int | None = None  # the only batch that it runs at, where its input does not say so
 
     @property
     def source(self) -> str:
@@ -106,7 +106,7 @@ class Original:
     def readings(self, steps: int, streams: int, seed: int) -> Array:
         """Random readings of a size that the graph takes: float32 [T, B, F]."""
         rng = np.random.default_rng(seed)
-        shape = self.size("T", steps), self.case.streams or self.size("B", streams), sum(self.widths.values())
+        shape = self.size("T", steps), self.case.batch or self.size("B", streams), sum(self.widths.values())
         if self.case.tokens:
             return rng.integers(0, self.case.tokens, shape).astype(np.float32)
         return rng.standard_normal(shape).astype(np.float32)
@@ -163,7 +163,7 @@ def fixtures() -> list[Case]:
                 outputs,
                 refused="" if entry["expect"] == "converts" else ": ",
                 tokens=7 * ("BT" in inputs.values()),
-                streams=3 if entry["name"] == "keras_gru_stateful" else None,
+                batch=3 if entry["name"] == "keras_gru_stateful" else None,
             )
         )
     return cases

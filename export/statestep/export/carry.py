@@ -17,7 +17,7 @@ from statestep.export.errors import ExportError
 from statestep.export.probe import Tags
 from statestep.export.stateful import Carried, Work, ahead, leave, refuse_ahead, refused
 from statestep.export.surgery import Builder, pruned, sorted_nodes
-from statestep.export.whole import RECURRENT, Layout
+from statestep.export.whole import RECURRENT, Layout, batch_axis, dims_of
 from statestep.runtime import State
 
 
@@ -27,6 +27,7 @@ def carried(model: ModelProto, layout: Layout, tags: Tags) -> Carried:
     copy.CopyFrom(model)
     done = Carried(copy, layout, [_own_state(copy.graph, *pair, layout) for pair in layout.pairs])
     given = _downstream(copy.graph, {name for name, _ in layout.pairs})
+    _refuse_rowless(copy.graph, layout, tags)
     work = Work(copy.graph, tags, layout, Builder(copy.graph), given, done)
     gone = {*layout.initials, *layout.lengths}
     work.builder.taken -= gone  # the states may take their names
@@ -56,6 +57,17 @@ def carried(model: ModelProto, layout: Layout, tags: Tags) -> Carried:
     return done
 
 
+def _refuse_rowless(graph: onnx.GraphProto, layout: Layout, tags: Tags) -> None:
+    """Every output has a row for each stream."""
+    for value in graph.output:
+        tag = tags[value.name]
+        if tag.batch is None and tag.merged is None and value.name not in dict(layout.pairs).values():
+            raise ExportError(
+                f"output {value.name!r} of shape {list(tag.shape)} has no row for each stream to answer with: "
+                "take it out of the graph's outputs"
+            )
+
+
 def _downstream(graph: onnx.GraphProto, start: set[str]) -> set[str]:
     """What depends on `start`, not followed through nodes that walk along time."""
     found = set(start)
@@ -68,14 +80,16 @@ def _downstream(graph: onnx.GraphProto, start: set[str]) -> set[str]:
 def _own_state(graph: onnx.GraphProto, name: str, output: str, layout: Layout) -> State:
     """A state that the graph takes and gives by itself."""
     value = next(value for value in graph.input if value.name == name)
-    dims = value.type.tensor_type.shape.dim
-    free = [axis for axis, dim in enumerate(dims) if not dim.dim_value or dim.dim_value == layout.streams]
-    if len(free) != 1:
-        sizes = [dim.dim_value or dim.dim_param for dim in dims]
-        raise ExportError(f"state {name!r} has shape {sizes}: its batch axis must be its one free dimension")
-    shape = tuple(dim.dim_value for axis, dim in enumerate(dims) if axis != free[0])
+    sizes = [dim.dim_value or dim.dim_param for dim in dims_of(value)]
+    batch = batch_axis(value, layout.streams)
+    if batch is None:
+        raise ExportError(
+            f"state {name!r} has shape {sizes}, and its batch axis must be its one free dimension: export it so"
+        )
+    shape = tuple(dim.dim_value for axis, dim in enumerate(dims_of(value)) if axis != batch)
+    dims_of(value)[batch].dim_param = "B"
     dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
-    return State(name, output, shape, free[0], dtype)
+    return State(name, output, shape, batch, dtype)
 
 
 def _other(node: NodeProto, work: Work) -> None:
@@ -87,6 +101,12 @@ def _other(node: NodeProto, work: Work) -> None:
         if tag is None:
             continue
         if (tag.odd or tag.offset < 0) and not any(t.odd or t.offset < 0 for t in taken) and tag.varies:
+            if node.op_type in ("MatMul", "Einsum", "Gemm"):
+                raise refused(
+                    node,
+                    "sets every row of the sequence against every other (attention), which cannot be streamed: "
+                    "put a recurrent layer in its place",
+                )
             raise refused(
                 node,
                 "gives another number of rows than the sequence has, and every message must be answered by one row: "

@@ -19,6 +19,7 @@ import onnx
 from onnx import ModelProto
 
 from statestep.export.against import sequence_path
+from statestep.export.branches import without_branches
 from statestep.export.carry import carried
 from statestep.export.compare import Array
 from statestep.export.errors import ExportError
@@ -26,7 +27,7 @@ from statestep.export.horizon import memory
 from statestep.export.layout import layout_of
 from statestep.export.lists import without_lists
 from statestep.export.offline import offline_of
-from statestep.export.probe import Tags, probe
+from statestep.export.probe import probe
 from statestep.export.proof import Proof, blame, company, prove
 from statestep.export.scaler import Scaler, behind_scaler
 from statestep.export.stateful import Carried
@@ -207,7 +208,7 @@ def _converted(
     tags = probe(Whole(ready, axes, plain=True))
     work = carried(ready, axes, tags)
     graph = step_graph_of(work, tags)
-    contract = _contract(original, work, tags, described, draft, data)
+    contract = _contract(original, work, described, draft, data)
     contract = replace(contract, input=graph.graph.input[0].name)
     stamp(graph, contract)
     try:
@@ -238,7 +239,10 @@ def _whole(
     if weights == "fp16":
         ready = rounded(ready)
     named = {name: pair if isinstance(pair, str) else pair[0] for name, pair in (states or {}).items()}
-    return Whole(ready, layout_of(ready, layout, named))
+    axes = layout_of(ready, layout, named)
+    while opened := without_branches(Whole(ready, axes, plain=True)):
+        ready, axes = opened, layout_of(opened, layout, named)
+    return Whole(ready, axes)
 
 
 def _written(
@@ -296,7 +300,7 @@ def _features(
 
 
 def _contract(
-    original: Whole, work: Carried, tags: Tags, described: Described, draft: Path, data: Mapping[str, Array] | None
+    original: Whole, work: Carried, described: Described, draft: Path, data: Mapping[str, Array] | None
 ) -> Contract:
     """What the tensors of the step model mean, as far as the graph and its owner say."""
     width = original.layout.width
@@ -306,10 +310,6 @@ def _contract(
     sizes = [size for e in original.layout.entries for size in [vocabulary(original.model, e)] * e.width]
     states = {state.output for state in work.states}
     names = [value.name for value in work.model.graph.output if value.name not in states]
-    for name in names:
-        tag = tags[name]
-        if tag.batch is None and tag.merged is None:
-            raise ExportError(f"output {name!r} of shape {list(tag.shape)} has no row for each stream: take it out")
     contract = Contract(
         name=described.name or draft.stem,
         features=_features(features, described, data, sizes),

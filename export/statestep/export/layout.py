@@ -56,9 +56,29 @@ def layout_of(model: ModelProto, wanted: str | None = None, named: Mapping[str, 
             except ExportError as error:
                 problems.append(str(error))
     if not found:
-        raise ExportError(problems[0] if problems else _no_layout(readings))
+        raise ExportError(_no_layout(readings, problems))
     most = max(score for score, _ in found)
-    return Layout(_settled([entries for score, entries in found if score == most], readings), pairs, initials, lengths)
+    best = [entries for score, entries in found if score == most]
+    if len(best) > 1:
+        best = [way for way in best if _grows(model, Layout(way, pairs, initials, lengths))] or best
+    entries = _settled(best, readings)
+    if entries[0].steps == 1:
+        raise ExportError(
+            f"input {entries[0].name!r} is fixed at one timestep, which shows nothing of what the next would remember: "
+            "export it with a free time axis, or with its states as inputs and outputs"
+        )
+    return Layout(entries, pairs, initials, lengths)
+
+
+def _grows(model: ModelProto, layout: Layout) -> bool:
+    """Whether a layout of fixed sizes also holds at others."""
+    whole, steps, streams = Whole(model, layout), layout.steps or STEPS, layout.streams or BATCH
+    try:
+        for more, others in ((4, 0), (0, 1)):
+            whole.run(drawn(model, layout, steps + more, streams + others, 0))
+    except ExportError:
+        return False
+    return True
 
 
 def _settled(best: list[tuple[Entry, ...]], readings: Sequence[Any]) -> tuple[Entry, ...]:
@@ -83,15 +103,24 @@ def _born_together(graph: onnx.GraphProto) -> set[int]:
     return {held[name].shape[0] for node in loops for name in node.input if name in held and held[name].ndim > 1}
 
 
-def _no_layout(readings: Sequence[Any]) -> str:
-    """The sentence on the first input that can be no readings, or else on the first of all."""
+def _no_layout(readings: Sequence[Any], problems: Sequence[str]) -> str:
+    """The sentence on the first input that can be no readings, or else on what went wrong with them."""
     ranks = {len(axes) for axes in LAYOUTS.values() if None in axes} | {3}
     worst = next((value for value in readings if len(dims_of(value)) not in ranks), readings[0])
     shape = [dim.dim_value or dim.dim_param or "?" for dim in dims_of(worst)]
+    what = f"input {worst.name!r} of shape {shape}"
+    if problems and len(shape) == 2 and any(isinstance(size, int) for size in shape):
+        return (
+            f"{what} has no axis for the batch, or is fixed at so many timesteps or streams and mixes them: "
+            "export it as [batch, time, feature], batch and time free"
+        )
+    if problems:
+        return problems[0]
+    if len(shape) == 3 and not any(isinstance(size, int) for size in shape):
+        return f"{what} does not say how many readings a timestep has: export it with a feature axis of a fixed size"
     return (
-        f"input {worst.name!r} of shape {shape} is neither readings ([batch, time, feature] in some order, the feature "
-        "axis of a fixed size) nor a state or the lengths of a recurrent node: export the graph without it, or fix it "
-        f"by --set {worst.name}=value"
+        f"{what} is neither readings ([batch, time, feature] in some order, or [batch, time]) nor a state or the "
+        f"lengths of a recurrent node: export the graph without it, or fix it by --set {worst.name}=value"
     )
 
 

@@ -15,7 +15,7 @@ from statestep.export.compare import Array
 from statestep.export.surgery import constants_of
 from statestep.export.whole import BATCH, STEPS, Whole, drawn
 
-LONGER, WIDER = STEPS + 4, BATCH + 1
+MORE_STEPS, MORE_STREAMS = 4, 1  # of the trial runs that tell what grows
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Tag:
     merged: int | None = None
     by_time: bool = False  # timestep by timestep; otherwise stream by stream
     odd: bool = False  # an axis changes with T in another way
+    counts: bool = False  # a whole number that is T
 
 
 Tags = Mapping[str, Tag]
@@ -43,12 +44,11 @@ def probe(whole: Whole) -> dict[str, Tag]:
     x = drawn(model, layout, steps, streams, seed=1)
     first = _values(whole, x)
     other = _values(whole, drawn(model, layout, steps, streams, seed=2))
-    longer = _values(whole, drawn(model, layout, LONGER, streams, seed=3))
-    wider = _values(whole, drawn(model, layout, steps, WIDER, seed=4))
-    added = LONGER - steps, WIDER - streams
+    longer = _values(whole, drawn(model, layout, steps + MORE_STEPS, streams, seed=3))
+    wider = _values(whole, drawn(model, layout, steps, streams + MORE_STREAMS, seed=4))
     tags = {}
     for name, value in first.items():
-        tags[name] = _tag(value, other[name], longer[name], wider[name], (steps, streams), added)
+        tags[name] = _tag(value, other[name], longer[name], wider[name], (steps, streams))
     if any(tag.merged is not None for tag in tags.values()):
         x[:, 0] = drawn(model, layout, steps, 1, seed=5)[:, 0]  # of the first stream alone
         touched = _values(whole, x)
@@ -74,10 +74,8 @@ def _values(whole: Whole, x: Array) -> dict[str, Array]:
     }
 
 
-def _tag(
-    value: Array, other: Array, longer: Array, wider: Array, sizes: tuple[int, int], added: tuple[int, int]
-) -> Tag:
-    (steps, streams), (more_steps, more_streams) = sizes, added
+def _tag(value: Array, other: Array, longer: Array, wider: Array, sizes: tuple[int, int]) -> Tag:
+    steps, streams = sizes
     varies = value.shape != other.shape or not np.array_equal(value, other, equal_nan=value.dtype.kind == "f")
     if value.ndim != longer.ndim or value.ndim != wider.ndim:
         return Tag(value.shape, value, varies, odd=True)
@@ -87,9 +85,16 @@ def _tag(
         if by_time and by_batch:
             merged, odd = axis, odd or merged is not None or size != steps * streams
         elif by_time:
-            odd = odd or by_time != more_steps or time is not None
+            odd = odd or by_time != MORE_STEPS or time is not None
             time, offset = axis, size - steps
         elif by_batch:
-            odd = odd or by_batch != more_streams or size != streams or batch is not None
+            odd = odd or by_batch != MORE_STREAMS or size != streams or batch is not None
             batch = axis
-    return Tag(value.shape, value, varies, time, offset, batch, merged, odd)
+    return Tag(value.shape, value, varies, time, offset, batch, merged, odd=odd, counts=_counts(value, longer, steps))
+
+
+def _counts(value: Array, longer: Array, steps: int) -> bool:
+    """Whether a tensor is the number of timesteps."""
+    if value.size != 1 or longer.size != 1 or value.dtype.kind != "i":
+        return False
+    return bool(value.reshape(()) == steps and longer.reshape(()) == steps + MORE_STEPS)

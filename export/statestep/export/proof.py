@@ -81,9 +81,10 @@ def prove(
             relative, apart = _compared(whole, step, tags, x, states)
             if not relative <= TOLERANCE:
                 sentence = blame(original, carried, tags)
-                shape = f"{len(x)} timesteps of {x.shape[1]} streams"
                 raise ExportError(
-                    sentence or f"stepped, the model differs from the original by {apart:.2g} over {shape}"
+                    sentence
+                    or f"stepped over {len(x)} timesteps of {x.shape[1]} streams the model differs from the "
+                    f"graph by {apart:.2g}, and no node of it is to blame: please report it with the graph"
                 )
             largest, absolute = max(largest, relative), max(absolute, apart)
             count += x.shape[0] * x.shape[1]

@@ -53,12 +53,9 @@ def loop(node: NodeProto, work: Work) -> None:
     count = len(body.input) - 2
     carried_out = [work.tags.get(name) for name in node.output[:count]]
     gathered = [work.tags[name] for name in node.output[count:] if name in work.tags]
-    steps = work.tags[work.layout.entries[0].name].shape[work.layout.entries[0].time]
-    counters = [tag for tag in carried_out if tag is not None and not tag.varies and tag.value.size == 1]
     limit = work.tags.get(node.input[0])
-    along = any(tag.time is not None for tag in gathered)
-    along = along or any(int(tag.value.reshape(())) == steps for tag in counters if tag.value.dtype.kind == "i")
-    along = along or (limit is not None and limit.value.size == 1 and int(limit.value.reshape(())) == steps)
+    counting = [limit, *(tag for tag in carried_out if tag is not None and not tag.varies)]
+    along = any(tag.time is not None for tag in gathered) or any(tag is not None and tag.counts for tag in counting)
     if not along:
         return
     for place, tag in enumerate(carried_out):

@@ -17,6 +17,7 @@ from statestep.export.surgery import attribute, bodies, constants_of, every_tens
 
 RECURRENT = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}  # operator → where its initial states come in
 LENGTHS = 4  # where a recurrent operator takes the lengths of its sequences
+COMPARING = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal")
 STEPS, BATCH = 37, 3  # of a trial run; primes that hidden sizes rarely have
 LAYOUTS = {"BTF": (0, 1, 2), "TBF": (1, 0, 2), "BFT": (0, 2, 1), "BT": (0, 1, None), "TB": (1, 0, None)}
 
@@ -194,6 +195,16 @@ def dims_of(value: onnx.ValueInfoProto) -> Any:
     return value.type.tensor_type.shape.dim
 
 
+def batch_axis(value: onnx.ValueInfoProto, streams: int | None) -> int | None:
+    """Which axis of a state is the batch: its one free one, or where none is, one of the size of the fixed batch."""
+    sizes = [dim.dim_value for dim in dims_of(value)]
+    if 0 in sizes:
+        return sizes.index(0) if sizes.count(0) == 1 else None
+    if len(sizes) > 2 and sizes[1] == streams:  # [layers, batch, units]
+        return 1
+    return sizes.index(streams) if streams in sizes else None
+
+
 def resized(model: ModelProto, layout: Layout, steps: int | None, streams: int | None) -> ModelProto:
     """A graph that is fixed at some timesteps or streams, made for others.
 
@@ -211,11 +222,8 @@ def resized(model: ModelProto, layout: Layout, steps: int | None, streams: int |
             for axis, size in ((entry.time, steps), (entry.batch, streams)):
                 if size is not None:
                     dims_of(value)[axis].dim_value = size
-        elif layout.streams and not same_streams and not any(dim.dim_param for dim in dims_of(value)):
-            for dim in dims_of(value):
-                if dim.dim_value == layout.streams:
-                    dim.dim_value = streams or 0
-                    break
+        elif layout.streams and not same_streams and (own := batch_axis(value, layout.streams)) is not None:
+            dims_of(value)[own].dim_value = streams or 0
     for value in made.graph.output:
         value.type.tensor_type.ClearField("shape")
     del made.graph.value_info[:]
@@ -229,19 +237,23 @@ def resized(model: ModelProto, layout: Layout, steps: int | None, streams: int |
 def retimed(graph: onnx.GraphProto, before: int, after: int, *, inner: bool = False) -> None:
     """Change a number of timesteps that is written into the graph's constants, in place.
 
-    In the body of a Loop only single numbers are: lists there cut gates apart.
+    In the body of a Loop only single numbers are: lists there cut gates apart. Of floats only those that something is
+    compared with: tf2onnx counts so.
     """
-    for holder in (graph.initializer, [_tensor(node) for node in graph.node if node.op_type == "Constant"]):
-        for tensor in holder:
-            if tensor is None or tensor.data_type not in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
-                continue
-            value = numpy_helper.to_array(tensor)
-            if value.size > (1 if inner else 8) or not np.isin(value, (before, before - 1)).any():
-                continue
-            changed = np.where(value == before, after, value)
-            if value.ndim == 0 or value.size == 1:  # the index of the last row
-                changed = np.where(value == before - 1, after - 1, changed)
-            tensor.CopyFrom(numpy_helper.from_array(changed.astype(value.dtype), tensor.name))
+    compared = {name for node in graph.node if node.op_type in COMPARING for name in node.input}
+    held = [(tensor.name, tensor) for tensor in graph.initializer]
+    held += [(node.output[0], _tensor(node)) for node in graph.node if node.op_type == "Constant"]
+    for name, tensor in held:
+        whole = tensor is not None and tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+        if tensor is None or not (whole or (inner and name in compared)):
+            continue
+        value = numpy_helper.to_array(tensor)
+        if value.size > (1 if inner else 8) or not np.isin(value, (before, before - 1)).any():
+            continue
+        changed = np.where(value == before, after, value)
+        if value.ndim == 0 or value.size == 1:  # the index of the last row
+            changed = np.where(value == before - 1, after - 1, changed)
+        tensor.CopyFrom(numpy_helper.from_array(changed.astype(value.dtype), tensor.name))
     for node in graph.node:
         for body in bodies(node):
             retimed(body, before, after, inner=True)
