@@ -34,9 +34,9 @@ class Net:
         self.nodes: list[onnx.NodeProto] = []
         self.held: list[onnx.TensorProto] = []
 
-    def weight(self, *shape: int, dtype: str = "float32") -> str:
-        """Random numbers within ±0.6."""
-        return self.constant(self.rng.uniform(-0.6, 0.6, shape), dtype)
+    def weight(self, *shape: int, dtype: str = "float32", scale: float = 0.6) -> str:
+        """Random numbers within ±`scale`."""
+        return self.constant(self.rng.uniform(-scale, scale, shape), dtype)
 
     def constant(self, value: Any, dtype: str = "int64") -> str:
         """An initialiser."""
@@ -81,7 +81,8 @@ class Net:
     ) -> list[str]:
         """LSTM, GRU or RNN over x [T, B, F]: Y [T, D, B, H], Y_h [D, B, H] and, of an LSTM, Y_c."""
         gates, both = GATES[operator], operator == "LSTM"
-        w, r = self.weight(directions, gates * units, inputs), self.weight(directions, gates * units, units)
+        w = self.weight(directions, gates * units, inputs)
+        r = self.weight(directions, gates * units, units, scale=1.2 / np.sqrt(units))
         b = self.weight(directions, 2 * gates * units) if bias else ""
         p = [self.weight(directions, 3 * units)] if peephole else []
         states = [*initial, *[""] * (1 + both - len(initial))]

@@ -70,8 +70,9 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Turn any ONNX network over sequences into a step model that is proven equal to it."""
-    from statestep.export.convert import Described, trial
     from statestep.export.convert import convert as make
+    from statestep.export.convert import trial
+    from statestep.export.describe import Described
     from statestep.export.scaler import read_scaler
 
     ends_in_onnx(out_path)

@@ -81,10 +81,11 @@ def _own_state(graph: onnx.GraphProto, name: str, output: str, layout: Layout) -
     """A state that the graph takes and gives by itself."""
     value = next(value for value in graph.input if value.name == name)
     sizes = [dim.dim_value or dim.dim_param for dim in dims_of(value)]
-    batch = batch_axis(value, layout.streams)
+    batch = batch_axis(value, layout)
     if batch is None:
         raise ExportError(
-            f"state {name!r} has shape {sizes}, and its batch axis must be its one free dimension: export it so"
+            f"state {name!r} has shape {sizes}, which axis is the batch cannot be told: say it by --state "
+            f"{name}={output}:AXIS"
         )
     shape = tuple(dim.dim_value for axis, dim in enumerate(dims_of(value)) if axis != batch)
     dims_of(value)[batch].dim_param = "B"

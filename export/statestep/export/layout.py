@@ -15,16 +15,17 @@ from statestep.export.compare import Array
 from statestep.export.errors import ExportError
 from statestep.export.surgery import attribute, bodies, constants_of
 from statestep.export.whole import BATCH, LAYOUTS, LENGTHS, RECURRENT, STEPS, Entry, Layout, Whole, dims_of, drawn
-from statestep.runtime.pairs import partners
+from statestep.runtime.pairs import Named, partners
 
 TIME_NAMES = ("time", "seq", "step", "length", "frame", "t")
 BATCH_NAMES = ("batch", "b", "n")
 
 
-def layout_of(model: ModelProto, wanted: str | None = None, named: Mapping[str, str] | None = None) -> Layout:
+def layout_of(model: ModelProto, wanted: str | None = None, named: Named | None = None) -> Layout:
     """Tell readings, states and lengths apart, and find the axes, by trying them out.
 
-    `wanted` settles the axes of every input of readings: one of `LAYOUTS`; `named` settles states: input → output.
+    `wanted` settles the axes of every input of readings: one of `LAYOUTS`; `named` settles states: input → output, or
+    (output, batch axis).
     Raises `ExportError` where an input is none of the three, or the axes cannot be told.
     """
     graph = model.graph
@@ -35,7 +36,10 @@ def layout_of(model: ModelProto, wanted: str | None = None, named: Mapping[str, 
                 "export it with layout 0, and Transpose before and behind it"
             )
     reach = {value.name: set(_ends(graph.node, value.name)) for value in graph.input}
-    pairs = tuple(named.items()) if named else _pairs(graph)
+    _refuse_strangers(graph, named or {})
+    told = {name: (pair, None) if isinstance(pair, str) else pair for name, pair in (named or {}).items()}
+    pairs = tuple((name, output) for name, (output, _) in told.items()) or _pairs(graph)
+    axes = tuple((name, axis) for name, (_, axis) in told.items() if axis is not None)
     lengths = tuple(name for name, ends in reach.items() if ends == {"length"})
     initials = tuple(n for n, ends in reach.items() if ends == {"state"} and n not in dict(pairs))
     apart = {*dict(pairs), *lengths, *initials}
@@ -47,7 +51,7 @@ def layout_of(model: ModelProto, wanted: str | None = None, named: Mapping[str, 
     for entries in _candidates(readings, wanted):
         for streams in (None, *sorted(_born_together(graph))):
             sized = tuple(entry if streams is None else replace(entry, streams=streams) for entry in entries)
-            layout = Layout(sized, pairs, initials, lengths)
+            layout = Layout(sized, pairs, initials, lengths, axes)
             try:
                 if streams is None and layout.streams is None:  # it may be fixed at the very batch of the trials
                     Whole(model, layout).run(drawn(model, layout, layout.steps or STEPS, BATCH + 1, 0))
@@ -60,14 +64,27 @@ def layout_of(model: ModelProto, wanted: str | None = None, named: Mapping[str, 
     most = max(score for score, _ in found)
     best = [entries for score, entries in found if score == most]
     if len(best) > 1:
-        best = [way for way in best if _grows(model, Layout(way, pairs, initials, lengths))] or best
+        best = [way for way in best if _grows(model, Layout(way, pairs, initials, lengths, axes))] or best
     entries = _settled(best, readings)
     if entries[0].steps == 1:
         raise ExportError(
             f"input {entries[0].name!r} is fixed at one timestep, which shows nothing of what the next would remember: "
             "export it with a free time axis, or with its states as inputs and outputs"
         )
-    return Layout(entries, pairs, initials, lengths)
+    return Layout(entries, pairs, initials, lengths, axes)
+
+
+def _refuse_strangers(graph: onnx.GraphProto, named: Named) -> None:
+    """States that are told by hand must be there, and their batch axes too."""
+    entering, leaving = {value.name: len(dims_of(value)) for value in graph.input}, [v.name for v in graph.output]
+    for name, pair in named.items():
+        output, axis = (pair, 0) if isinstance(pair, str) else pair
+        if name not in entering:
+            raise ExportError(f"state {name!r} is no input of the graph, it has: {list(entering)}")
+        if output not in leaving:
+            raise ExportError(f"state {name!r}: the graph has no output {output!r}, it has {leaving}")
+        if not 0 <= axis < max(entering[name], 1):
+            raise ExportError(f"state {name!r} has {entering[name]} axes, none of them is {axis}: count them from 0")
 
 
 def _grows(model: ModelProto, layout: Layout) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto
 
+from statestep.export.against import rounding
 from statestep.export.compare import ROUNDINGS, TOLERANCE, Array
 from statestep.export.errors import ExportError
 from statestep.export.probe import Tag, Tags
@@ -81,14 +82,20 @@ def prove(
             relative, apart = _compared(whole, step, tags, x, states)
             if not relative <= TOLERANCE:
                 sentence = blame(original, carried, tags)
-                raise ExportError(
-                    sentence
-                    or f"stepped over {len(x)} timesteps of {x.shape[1]} streams the model differs from the "
-                    f"graph by {apart:.2g}, and no node of it is to blame: please report it with the graph"
-                )
+                raise ExportError(sentence or _unexplained(original, x, apart))
             largest, absolute = max(largest, relative), max(absolute, apart)
             count += x.shape[0] * x.shape[1]
     return Proof(count, lengths, batches, largest, absolute)
+
+
+def _unexplained(original: Whole, x: Array, apart: float) -> str:
+    what = f"stepped over {len(x)} timesteps of {x.shape[1]} streams the model differs from the graph by {apart:.2g}"
+    if found := rounding(original.model):
+        return (
+            f"{what}: {', '.join(found)} rounds each row in its own way, and the network lets that grow; train it with "
+            "smaller recurrent weights, or with LSTM or GRU"
+        )
+    return f"{what}, and no node of it is to blame: please report it with the graph"
 
 
 def random_states(states: Sequence[State], streams: int, seed: int) -> list[Array]:

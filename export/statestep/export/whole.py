@@ -61,6 +61,7 @@ class Layout:
     pairs: tuple[tuple[str, str], ...] = ()  # states that the graph itself takes and gives
     initials: tuple[str, ...] = ()  # initial states that it takes and does not give back
     lengths: tuple[str, ...] = ()  # how long each sequence is
+    axes: tuple[tuple[str, int], ...] = ()  # the batch axes of states, where they were told
 
     @property
     def width(self) -> int:
@@ -195,14 +196,16 @@ def dims_of(value: onnx.ValueInfoProto) -> Any:
     return value.type.tensor_type.shape.dim
 
 
-def batch_axis(value: onnx.ValueInfoProto, streams: int | None) -> int | None:
-    """Which axis of a state is the batch: its one free one, or where none is, one of the size of the fixed batch."""
+def batch_axis(value: onnx.ValueInfoProto, layout: Layout) -> int | None:
+    """Which axis of a state is the batch: the one told, its one free one, or one of the size of the fixed batch."""
     sizes = [dim.dim_value for dim in dims_of(value)]
+    if value.name in dict(layout.axes):
+        return dict(layout.axes)[value.name]
     if 0 in sizes:
         return sizes.index(0) if sizes.count(0) == 1 else None
-    if len(sizes) > 2 and sizes[1] == streams:  # [layers, batch, units]
+    if len(sizes) > 2 and sizes[1] == layout.streams:  # [layers, batch, units]
         return 1
-    return sizes.index(streams) if streams in sizes else None
+    return sizes.index(layout.streams) if layout.streams in sizes else None
 
 
 def resized(model: ModelProto, layout: Layout, steps: int | None, streams: int | None) -> ModelProto:
@@ -222,7 +225,7 @@ def resized(model: ModelProto, layout: Layout, steps: int | None, streams: int |
             for axis, size in ((entry.time, steps), (entry.batch, streams)):
                 if size is not None:
                     dims_of(value)[axis].dim_value = size
-        elif layout.streams and not same_streams and (own := batch_axis(value, layout.streams)) is not None:
+        elif layout.streams and not same_streams and (own := batch_axis(value, layout)) is not None:
             dims_of(value)[own].dim_value = streams or 0
     for value in made.graph.output:
         value.type.tensor_type.ClearField("shape")

@@ -162,12 +162,12 @@ def _session(data: bytes, name: str) -> tuple[ort.InferenceSession, list[Tensor]
     """A session with its inputs and outputs; the fallback to the same provider would only print on stdout."""
     try:
         session = ort.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"], enable_fallback=0)
-        return session, [_tensor(n) for n in session.get_inputs()], [_tensor(n) for n in session.get_outputs()]
+        return session, [tensor_of(n) for n in session.get_inputs()], [tensor_of(n) for n in session.get_outputs()]
     except Exception as error:  # onnxruntime raises a class of its own for every kind of fault
         raise ModelError(f"{name}: onnxruntime cannot load it: {first_line(error)}") from None
 
 
-def _tensor(node: Any) -> Tensor:
+def tensor_of(node: Any) -> Tensor:
     """onnxruntime's description of an input or output, with numpy's name for its dtype."""
     kind = str(node.type).removeprefix("tensor(").removesuffix(")")
     return Tensor(node.name, tuple(node.shape), NUMPY_NAMES.get(kind, kind))
