@@ -11,7 +11,17 @@ from .conversions import Case, Outcome, outcome_of
 
 
 @pytest.fixture(scope="session")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Case], Outcome]]:
+def quick() -> Iterator[None]:
+    """Conversions without what takes long and is tested where it belongs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("statestep.export.verify"), "SPEED_SECONDS", 1e-4)
+        patch.setattr(import_module("statestep.export.verify"), "COMPANY_STEPS", 2)
+        patch.setattr(import_module("statestep.export.horizon"), "MOST", 256)
+        yield
+
+
+@pytest.fixture(scope="session")
+def converted(quick: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Outcome]:
     """What became of a case, by a call."""
     seen: dict[str, Outcome] = {}
 
@@ -20,8 +30,4 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Ca
             seen[case.name] = outcome_of(case, tmp_path_factory.mktemp(case.name))
         return seen[case.name]
 
-    with pytest.MonkeyPatch.context() as patch:  # what takes long and is tested where it belongs
-        patch.setattr(import_module("statestep.export.verify"), "SPEED_SECONDS", 1e-4)
-        patch.setattr(import_module("statestep.export.verify"), "COMPANY_STEPS", 2)
-        patch.setattr(import_module("statestep.export.horizon"), "MOST", 256)
-        yield of
+    return of

@@ -28,9 +28,10 @@ Y: Mapping[str, Shape] = {"y": ("T", "B", OUT)}
 class Net:
     """A graph that is being written. Nodes are numbered by their operator, tensors named by their nodes."""
 
-    def __init__(self, seed: int = 0, opset: int = 18):
+    def __init__(self, seed: int = 0, opset: int = 18, prefix: str = ""):
         self.rng = np.random.default_rng(seed)
         self.opset = opset
+        self.prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
         self.held: list[onnx.TensorProto] = []
 
@@ -60,7 +61,7 @@ class Net:
         **attributes: Any,
     ) -> list[str]:
         """A node with several outputs."""
-        label = f"{operator.lower()}_{len(self.nodes)}" if name is None else name
+        label = f"{self.prefix}{operator.lower()}_{len(self.nodes)}" if name is None else name
         outputs = list(out) if out is not None else [f"{label}_{len(self.nodes)}_out{place}" for place in range(count)]
         self.nodes.append(helper.make_node(operator, list(inputs), outputs, name=label, **attributes))
         return outputs
@@ -137,6 +138,6 @@ def info(name: str, shape: Any) -> onnx.ValueInfoProto:
 
 def body_of(net: Net) -> Net:
     """A net for the body of a loop, which sees the initialisers of the net around it."""
-    inside = Net(opset=net.opset)
+    inside = Net(opset=net.opset, prefix=f"{net.prefix}in_{len(net.nodes)}_")
     inside.rng, inside.held = net.rng, net.held
     return inside

@@ -22,6 +22,8 @@ from . import graphs, graphs_odd
 from .conversions import Case, Original
 from .net import FEATURES, OUT, UNITS, Net
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 RNG = np.random.default_rng
 READINGS = RNG(0).standard_normal((9, 4, FEATURES)).astype(np.float32)  # [T, B, F]
 

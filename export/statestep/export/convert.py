@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from statestep.export.against import sequence_path
+from statestep.export.against import rounding, sequence_path
 from statestep.export.branches import without_branches
 from statestep.export.carry import carried
 from statestep.export.compare import Array
@@ -28,7 +28,7 @@ from statestep.export.layout import layout_of
 from statestep.export.lists import without_lists
 from statestep.export.offline import offline_of
 from statestep.export.probe import probe
-from statestep.export.proof import Proof, blame, company, prove, stepped
+from statestep.export.proof import GROWN, Proof, blame, company, prove, stepped
 from statestep.export.readings import drawn as drawn_readings
 from statestep.export.scaler import Scaler
 from statestep.export.stepping import step_graph_of
@@ -255,7 +255,9 @@ def _written(
     report = verify(draft, data, sequence=sequence)
     if not report.passed:
         failed = report.failures[0]
-        raise ExportError(f"the converted model fails its proof ({failed.name}): {failed.detail}")
+        found = rounding(onnx.load(sequence_path(draft))) if sequence else ()
+        grown = f": {GROWN.format(', '.join(found))}" if found else ""
+        raise ExportError(f"the converted model fails its proof ({failed.name}: {failed.detail}){grown}")
     return contract, report
 
 

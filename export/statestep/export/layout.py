@@ -17,6 +17,7 @@ from statestep.export.surgery import attribute, bodies, constants_of
 from statestep.export.whole import BATCH, LAYOUTS, LENGTHS, RECURRENT, STEPS, Entry, Layout, Whole, dims_of, drawn
 from statestep.runtime.pairs import Named, partners
 
+MANY = 29  # streams of the trial run that tells them from timesteps
 TIME_NAMES = ("time", "seq", "step", "length", "frame", "t")
 BATCH_NAMES = ("batch", "b", "n")
 
@@ -221,23 +222,23 @@ def _letters(entry: Entry) -> str:
 def _independence(model: ModelProto, layout: Layout) -> int:
     """For how many outputs a change of one stream's readings stays in its rows, less those where it does not.
 
-    Along time it would not stay: what is later remembers it.
+    Along time it would not stay: what is later remembers it, by as many rows later as there are streams here.
     """
-    steps, streams = layout.steps or STEPS, layout.streams or BATCH
+    steps, streams = layout.steps or STEPS, layout.streams or MANY
     if streams == 1:
         return 0
     whole, x = Whole(model, layout), drawn(model, layout, steps, streams, 0)
     before = whole.run(x)
-    x[:, 1] = drawn(model, layout, steps, 1, 7)[:, 0]
+    x[:, 0] = drawn(model, layout, steps, 1, 7)[:, 0]
     after, score = whole.run(x), 0
     for name in set(before) - set(dict(layout.pairs).values()):
         apart = np.asarray(before[name] != after[name])
         own = False
         for axis, size in enumerate(apart.shape):
             touched = np.flatnonzero(apart.any(axis=tuple(a for a in range(apart.ndim) if a != axis)))
-            own = own or (size == streams and touched.tolist() == [1])
-            own = own or (size == streams * steps and touched.tolist() == list(range(steps, 2 * steps)))
-            own = own or (size == streams * steps and touched.tolist() == list(range(1, streams * steps, streams)))
+            own = own or (size == streams and touched.tolist() == [0])
+            own = own or (size == streams * steps and touched.tolist() == list(range(steps)))
+            own = own or (size == streams * steps and touched.tolist() == list(range(0, streams * steps, streams)))
         score += 1 if own else -1
     return score
 

@@ -23,6 +23,10 @@ from statestep.runtime import State, StepModel
 
 LENGTHS = (2, 17, 200)
 BATCHES = (1, 2, 7, 64)
+GROWN = (
+    "{} rounds each row in its own way, and the network lets that grow; train it with smaller weights, or with LSTM "
+    "or GRU in its place"
+)
 BLAME_STEPS, BLAME_BATCH = 9, 3
 
 REASONS = {
@@ -91,10 +95,7 @@ def prove(
 def _unexplained(original: Whole, x: Array, apart: float) -> str:
     what = f"stepped over {len(x)} timesteps of {x.shape[1]} streams the model differs from the graph by {apart:.2g}"
     if found := rounding(original.model):
-        return (
-            f"{what}: {', '.join(found)} rounds each row in its own way, and the network lets that grow; train it with "
-            "smaller recurrent weights, or with LSTM or GRU"
-        )
+        return f"{what}: {GROWN.format(', '.join(found))}"
     return f"{what}, and no node of it is to blame: please report it with the graph"
 
 
