@@ -1,6 +1,6 @@
 """What each cell of `fit --cell` costs and gains on one real sensor, as Markdown.
 
-    python benchmarks/cells_fit.py [machine_temperature_system_failure.csv] [--seeds 1 2 3] [--epochs 10]
+    python benchmarks/cells_fit.py [machine_temperature_system_failure.csv] [--seeds 1 2 3] [--epochs 20]
 
 The CSV is that of the Numenta Anomaly Benchmark, its column `value` the reading; without one the 600 rows of
 `tests/data/machine_temperature.csv` are taken. Every cell is trained by `fit` with the same settings, exported, and
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("csv", type=Path, nargs="?", default=SLICE)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     data = hashlib.sha256(args.csv.read_bytes()).hexdigest()[:12]

@@ -36,6 +36,7 @@ LEARNING_RATE = 3e-3
 CLIP = 1.0  # largest norm of a gradient
 LAGS = (10, 20, 50, 200)  # of the test, and of training where it is fixed
 BEYOND = (500, 1000)  # lags that no training shows
+SHOWN = (10, 50, 200, 1000)  # lags of the table where training mixes them
 LONGEST = 200  # lag of training where they are mixed
 MIXED = 0  # stands for the lag of such a training
 CHECK = 100  # updates between two looks at the accuracy
@@ -193,20 +194,30 @@ def updates_until_learnt(record: Record) -> int | None:
 
 def table(records: Sequence[Record]) -> str:
     """Markdown: a row for each cell; mean accuracy, and least to greatest over seeds where they differ."""
-    tested = (*LAGS, *BEYOND)
     fixed = " | ".join(f"fixed {lag}" for lag in LAGS)
-    mixed = " | ".join(f"mixed {lag:,}" for lag in tested)
-    lines = [f"| cell | parameters | {fixed} | {mixed} | mixed: updates until learnt |"]
-    lines.append(f"| --- {'| ---: ' * (2 + len(LAGS) + len(tested))}|")
+    mixed = " | ".join(f"mixed {lag:,}" for lag in SHOWN)
+    lines = [f"| cell | parameters | {fixed} | {mixed} | updates until learnt, mixed |"]
+    lines.append(f"| --- {'| ---: ' * (2 + len(LAGS) + len(SHOWN))}|")
     for cell in NAMES:
         own = [record for record in records if record["cell"] == cell]
         if not own:
             continue
         shown = [spread(scores(own, cell, lag, lag)) for lag in LAGS]
-        shown += [spread(scores(own, cell, MIXED, lag)) for lag in tested]
+        shown += [spread(scores(own, cell, MIXED, lag)) for lag in SHOWN]
         learnt = ", ".join(str(updates_until_learnt(r) or "–") for r in own if r["lag"] == MIXED)
         lines.append(f"| {cell} | {own[0]['parameters']:,} | {' | '.join(shown)} | {learnt} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", trainings(records)])
+
+
+def trainings(records: Sequence[Record]) -> str:
+    """How many seeds stand behind the figures: least to most over cells, which differ where a run was cut short."""
+    said = []
+    for lag in (*LAGS, MIXED):
+        counts = {sum((r["cell"], r["lag"]) == (cell, lag) for r in records) for cell in NAMES}
+        said.append(
+            f"{f'fixed {lag}' if lag else 'mixed'}: {'–'.join(str(n) for n in sorted({min(counts), max(counts)}))}"
+        )
+    return f"Seeds behind each figure: {', '.join(said)}."
 
 
 def spread(values: Sequence[float]) -> str:

@@ -121,3 +121,13 @@ def test_until_learnt_counts_from_the_look_that_lasts(recall: ModuleType) -> Non
     looks = {"all": [1.0, 1.0], "late": [0.5, 1.0], "lost": [1.0, 0.5], "again": [1.0, 0.5, 1.0]}
     found = {name: recall.updates_until_learnt({"curve": curve}) for name, curve in looks.items()}
     assert found == {"all": 100, "late": 200, "lost": None, "again": 300}
+
+
+@pytest.mark.parametrize("document", ["benchmarks/README.md", "docs/cells.md"])
+def test_the_published_table_is_that_of_the_results(recall: ModuleType, document: str) -> None:
+    """Every row of the documents' table follows from the committed results, three trainings behind each figure."""
+    records = recall.read(recall.RESULTS)
+    assert recall.trainings(records).count(": 3") == len(recall.LAGS) + 1
+    rows = [line for line in recall.table(records).splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(recall.NAMES)
+    assert "\n".join(rows) in (BENCHMARKS.parent / document).read_text()
