@@ -11,7 +11,7 @@ import torch
 from statestep.export import DataError, Epoch, ExportError, Fitted
 from statestep.export.calibrate import LEAST_THRESHOLD, WARM
 from statestep.export.fit import fit
-from statestep.export.forecaster import CELLS
+from statestep.export.forecaster import CELLS, Forecaster
 from statestep.export.weights import reference_of
 
 from .models import Array, machine_temperature
@@ -48,6 +48,19 @@ def test_it_ends_no_worse_than_the_last_value_on_noise() -> None:
     walk = {"a": np.random.default_rng(2).standard_normal((400, 1)).cumsum(axis=0)}
     fitted = quick(walk, epochs=5, learning_rate=0.05)
     assert fitted.errors.rmse <= fitted.errors.last_value_rmse * (1 + 1e-6)
+
+
+def test_a_training_that_streams_worse_than_it_was_judged_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state may grow over streams longer than the run-in of validation: then the last value is kept."""
+
+    def flattering(network: Forecaster, *_: object) -> tuple[list[Epoch], int]:
+        torch.nn.init.constant_(network.head.bias, 9.0)
+        return [Epoch(1, 1, 0.5, 0.5, 0.5, 0.0)], 1
+
+    monkeypatch.setattr("statestep.export.fit._train", flattering)
+    fitted = fit(waves(300), ["a", "b"], hidden=4, epochs=1)
+    assert fitted.best_epoch == 0
+    assert fitted.errors.rmse == pytest.approx(fitted.errors.last_value_rmse, rel=1e-6)
 
 
 def test_it_does_not_lose_on_the_machine_temperature() -> None:

@@ -153,6 +153,10 @@ def fit(
         _start_at_last_value(network, training)
         history, best = _train(network, training, tails, options)
         complete, errors = scored(model, blocks)
+        if best and errors.rmse > errors.last_value_rmse:  # a state may drift over streams longer than the run-in
+            _back_to_last_value(network)
+            best = 0
+            complete, errors = scored(model, blocks)
         example = _example(complete, max(series, key=lambda one: len(one.x)))
     return Fitted(
         model=complete,
@@ -211,13 +215,18 @@ def _example(model: StreamModel, one: Series) -> Example:
     return Example(one.name, model.target_names, one.x[-rows:, list(model.network.targets)], expected)
 
 
+def _back_to_last_value(network: Forecaster) -> None:
+    """A head of zeros corrects nothing."""
+    nn.init.zeros_(network.head.weight)
+    nn.init.zeros_(network.head.bias)
+
+
 def _start_at_last_value(network: Forecaster, training: _Lanes) -> None:
     """Set the gain to the usual size of a change, and the head to zero."""
     changes = training.wanted[training.counts].double()  # [rows, K]
     if len(changes):
         network.gain.copy_(changes.square().mean(0).sqrt().clamp(min=SMALLEST_GAIN))
-    nn.init.zeros_(network.head.weight)
-    nn.init.zeros_(network.head.bias)
+    _back_to_last_value(network)
 
 
 def _train(
