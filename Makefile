@@ -58,6 +58,10 @@ bench: $(BASE)  ## Messages per second and CPU time per message, by stage
 fixtures: $(FULL)  ## Make the models of tests/fixtures anew, by Keras, TensorFlow and torch (1.6 GB, in .fixtures/)
 	$(BIN)/python tests/fixtures/make_fixtures.py
 
+.PHONY: docs
+docs: $(FULL)  ## Make the tables of docs/conversion.md anew, of every graph that the tests convert
+	$(BIN)/python -m tests.export.conversion_table
+
 .PHONY: clean
 clean:  ## Stop the broker and remove all that these targets made
 	if [ -x $(BIN)/python ] && [ -e .kafka/broker.pid ]; then $(KAFKA) stop; fi

@@ -197,6 +197,17 @@ def heads() -> bytes:
     )
 
 
+def regrouped(*, flat: bool) -> bytes:
+    """Units in two groups for a while, beside the streams or beside streams and timesteps, and back."""
+    net = Net()
+    y, *_ = net.recurrent("LSTM", "x")
+    pairs = net.add("Reshape", net.rows(y), net.constant([-1, 2] if flat else [0, -1, 2]))
+    bent = net.add("Tanh", net.add("MatMul", pairs, net.weight(2, 2)))
+    sizes = net.add("Concat", net.size("x", 0), net.size("x", 1), net.constant([UNITS]), axis=0)
+    net.head(net.add("Reshape", bent, sizes))
+    return net.model()
+
+
 def stateless() -> bytes:
     """Dense layers only."""
     net = Net()
@@ -272,5 +283,7 @@ CASES = [
         heads,
         outputs={"y": "TBO", "last": "BO", "flat": "RO", "kind": "TB", "high": "TBO"},
     ),
+    _case("regrouped", "units in groups beside the streams, and back", regrouped, flat=False),
+    _case("regrouped_flat", "units in groups beside streams and timesteps, and back", regrouped, flat=True),
     _case("stateless", "dense layers only", stateless, refused="nothing in the graph remembers"),
 ]

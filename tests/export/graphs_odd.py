@@ -207,6 +207,40 @@ def of_a_function() -> bytes:
     return bytes(model.SerializeToString())
 
 
+def with_readings_as_output(model: onnx.ModelProto) -> None:
+    model.graph.output.append(model.graph.input[0])
+
+
+def with_output_twice(model: onnx.ModelProto) -> None:
+    model.graph.output.append(model.graph.output[0])
+
+
+def without_output(model: onnx.ModelProto) -> None:
+    del model.graph.output[:]
+
+
+def without_shape(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+
+
+def with_a_gap(model: onnx.ModelProto) -> None:
+    model.graph.node[0].input[1] = "nowhere"
+
+
+def in_another_float(dtype: Any, kind: int) -> Any:
+    """All of the graph in another kind of float."""
+
+    def change(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.FLOAT:
+                value = onnx.numpy_helper.to_array(tensor).astype(dtype)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.elem_type = kind
+
+    return change
+
+
 def quantised(operator: str) -> bytes:
     """The readings are quantised as the graph runs."""
     net = Net()
@@ -283,13 +317,42 @@ CASES = [
     _case("total_output", "an output over all rows", total_output, refused="output 'loss'"),
     _case("readings_output", "the readings as an output", readings_as_output, outputs={"y": "TBO", "seen": "TBF"}),
     _case("state_output", "the last state as the only output", state_as_output, outputs={"h": "DBH"}),
-    _case("unbatched", "[T, F], of one stream", unbatched, refused="batch"),
+    _case("unbatched", "[T, F], of one stream", unbatched, refused="where it is [time, feature]"),
     _case("images", "[B, T, 2, 3]", images, refused="input 'x'"),
     _case("column", "[B, T] of numbers", one_column, inputs={"x": "BT"}),
     _case("column64", "[B, T] of numbers in float64", one_column, "float64", inputs={"x": "BT"}),
     _case("if", "LSTM in the branches of an If", inside_an_if),
     _case("loop37", "Loop of 37 rounds, not along time", thirty_seven_layers),
+    _case(
+        "output_is_input",
+        "the readings listed among the outputs",
+        rewritten,
+        with_readings_as_output,
+        refused="is an input too",
+    ),
+    _case("output_twice", "an output that is listed twice", rewritten, with_output_twice, refused="listed twice"),
+    _case("no_output", "no output", rewritten, without_output, refused="no output"),
+    _case("no_shape", "an input of unknown shape", rewritten, without_shape, refused="does not say its shape"),
+    _case(
+        "float16",
+        "all in float16",
+        rewritten,
+        in_another_float(np.float16, onnx.TensorProto.FLOAT16),
+        refused="computes in float16",
+    ),
     _case("function", "a local function", of_a_function),
     _case("quantised", "DynamicQuantizeLinear", quantised, "", refused="quantises as it runs"),
     _case("quantised_product", "MatMulInteger", quantised, "MatMulInteger", refused="quantises as it runs"),
+]
+
+# What is said of these is in part onnxruntime's, in other words from release to release: no table has them.
+UNRUNNABLE = [
+    _case("gap", "a node that reads what nothing gives", rewritten, with_a_gap, refused="onnxruntime cannot load"),
+    _case(
+        "double",
+        "all in float64",
+        rewritten,
+        in_another_float(np.float64, onnx.TensorProto.DOUBLE),
+        refused="export it in float32",
+    ),
 ]

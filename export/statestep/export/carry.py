@@ -101,13 +101,8 @@ def _other(node: NodeProto, work: Work) -> None:
         tag = work.tags.get(name)
         if tag is None:
             continue
-        if (tag.odd or tag.offset < 0) and not any(t.odd or t.offset < 0 for t in taken) and tag.varies:
-            if node.op_type in ("MatMul", "Einsum", "Gemm"):
-                raise refused(
-                    node,
-                    "sets every row of the sequence against every other (attention), which cannot be streamed: "
-                    "put a recurrent layer in its place",
-                )
+        short = tag.fewer or (tag.offset < 0 and not tag.odd)
+        if short and tag.varies and not any(t.fewer or t.offset < 0 for t in taken):
             raise refused(
                 node,
                 "gives another number of rows than the sequence has, and every message must be answered by one row: "

@@ -22,6 +22,7 @@ from statestep.export.branches import without_branches
 from statestep.export.carry import carried
 from statestep.export.compare import Array
 from statestep.export.describe import FORECASTS, Described, behind, contract_of, told_of
+from statestep.export.entrance import refuse_unfit
 from statestep.export.errors import ExportError
 from statestep.export.horizon import memory
 from statestep.export.layout import layout_of
@@ -236,6 +237,7 @@ def _rounded(full: Whole, seed: int) -> tuple[Whole, float]:
 def _whole(model: ModelProto, layout: str | None, states: Named | None, constants: Mapping[str, Any] | None) -> Whole:
     """The graph made ready to be taken apart, its axes found out."""
     ready = prepared(with_constants(model, constants or {}, opset_of(model)))
+    refuse_unfit(ready)
     without_lists(ready.graph)
     axes = layout_of(ready, layout, states)
     while opened := without_branches(Whole(ready, axes, plain=True)):
@@ -255,7 +257,7 @@ def _written(
     report = verify(draft, data, sequence=sequence)
     if not report.passed:
         failed = report.failures[0]
-        found = rounding(onnx.load(sequence_path(draft))) if sequence else ()
+        found = rounding(onnx.load(sequence_path(draft))) if failed.name == "streaming = offline" else ()
         grown = f": {GROWN.format(', '.join(found))}" if found else ""
         raise ExportError(f"the converted model fails its proof ({failed.name}: {failed.detail}){grown}")
     return contract, report

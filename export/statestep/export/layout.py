@@ -30,12 +30,6 @@ def layout_of(model: ModelProto, wanted: str | None = None, named: Named | None 
     Raises `ExportError` where an input is none of the three, or the axes cannot be told.
     """
     graph = model.graph
-    for node in graph.node:
-        if node.op_type in RECURRENT and attribute(node, "layout", 0) != 0:
-            raise ExportError(
-                f"node {node.name!r} ({node.op_type}) has layout 1, batch before time, which onnxruntime does not run: "
-                "export it with layout 0, and Transpose before and behind it"
-            )
     reach = {value.name: set(_ends(graph.node, value.name)) for value in graph.input}
     _refuse_strangers(graph, named or {})
     told = {name: (pair, None) if isinstance(pair, str) else pair for name, pair in (named or {}).items()}
@@ -46,7 +40,7 @@ def layout_of(model: ModelProto, wanted: str | None = None, named: Named | None 
     apart = {*dict(pairs), *lengths, *initials}
     readings = [value for value in graph.input if value.name not in apart]
     if not readings:
-        raise ExportError("the graph has no input that could be readings")
+        raise ExportError("the graph has no input that could be readings: each is a state or the lengths of a node")
     found: list[tuple[tuple[int, int], tuple[Entry, ...]]] = []
     problems: list[str] = []
     for entries in _candidates(readings, wanted):
@@ -61,7 +55,7 @@ def layout_of(model: ModelProto, wanted: str | None = None, named: Named | None 
             except ExportError as error:
                 problems.append(str(error))
     if not found:
-        raise ExportError(_no_layout(readings, problems))
+        raise ExportError(_no_layout(readings, wanted, problems))
     most = max(score for score, _ in found)
     best = [entries for score, entries in found if score == most]
     if len(best) > 1:
@@ -121,19 +115,16 @@ def _born_together(graph: onnx.GraphProto) -> set[int]:
     return {held[name].shape[0] for node in loops for name in node.input if name in held and held[name].ndim > 1}
 
 
-def _no_layout(readings: Sequence[Any], problems: Sequence[str]) -> str:
+def _no_layout(readings: Sequence[Any], wanted: str | None, problems: Sequence[str]) -> str:
     """The sentence on the first input that can be no readings, or else on what went wrong with them."""
     ranks = {len(axes) for axes in LAYOUTS.values() if None in axes} | {3}
     worst = next((value for value in readings if len(dims_of(value)) not in ranks), readings[0])
     shape = [dim.dim_value or dim.dim_param or "?" for dim in dims_of(worst)]
     what = f"input {worst.name!r} of shape {shape}"
-    if problems and len(shape) == 2 and any(isinstance(size, int) for size in shape):
-        return (
-            f"{what} has no axis for the batch, or is fixed at so many timesteps or streams and mixes them: "
-            "export it as [batch, time, feature], batch and time free"
-        )
     if problems:
         return problems[0]
+    if wanted is not None and len(shape) != len([axis for axis in LAYOUTS[wanted] if axis is not None]):
+        return f"{what} cannot have the axes {wanted}: say others by --layout, or let them be found"
     if len(shape) == 3 and not any(isinstance(size, int) for size in shape):
         return f"{what} does not say how many readings a timestep has: export it with a feature axis of a fixed size"
     return (

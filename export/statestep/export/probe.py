@@ -30,7 +30,8 @@ class Tag:
     batch: int | None = None
     merged: int | None = None
     by_time: bool = False  # timestep by timestep; otherwise stream by stream
-    odd: bool = False  # an axis changes with T in another way
+    fewer: bool = False  # an axis grows, but not by a place for each timestep
+    odd: bool = False  # an axis holds more than one place for each timestep, stream or both
     counts: bool = False  # a whole number that is T
 
 
@@ -79,18 +80,20 @@ def _tag(value: Array, other: Array, longer: Array, wider: Array, sizes: tuple[i
     varies = value.shape != other.shape or not np.array_equal(value, other, equal_nan=value.dtype.kind == "f")
     if value.ndim != longer.ndim or value.ndim != wider.ndim:
         return Tag(value.shape, value, varies, odd=True)
-    time, batch, merged, offset, odd = None, None, None, 0, False
+    time, batch, merged, offset, fewer, odd = None, None, None, 0, False, False
     for axis, size in enumerate(value.shape):
         by_time, by_batch = longer.shape[axis] - size, wider.shape[axis] - size
         if by_time and by_batch:
-            merged, odd = axis, odd or merged is not None or size != steps * streams
+            odd = odd or merged is not None or size != steps * streams
+            merged = axis
         elif by_time:
-            odd = odd or by_time != MORE_STEPS or time is not None
+            fewer, odd = fewer or 0 < by_time < MORE_STEPS, odd or by_time > MORE_STEPS
             time, offset = axis, size - steps
         elif by_batch:
             odd = odd or by_batch != MORE_STREAMS or size != streams or batch is not None
             batch = axis
-    return Tag(value.shape, value, varies, time, offset, batch, merged, odd=odd, counts=_counts(value, longer, steps))
+    counts = _counts(value, longer, steps)
+    return Tag(value.shape, value, varies, time, offset, batch, merged, fewer=fewer, odd=odd, counts=counts)
 
 
 def _counts(value: Array, longer: Array, steps: int) -> bool:

@@ -228,9 +228,9 @@ def _near(one: Array, other: Array) -> bool:
 
 def _sentence(node: NodeProto, tag: Tag) -> str:
     why = REASONS.get(node.op_type, "mixes rows of the sequence")
-    if node.op_type in ("MatMul", "Einsum", "Gemm"):
-        why = "mixes rows of the sequence (attention, or a product along time)"
     way = WAYS_OUT.get(node.op_type, "let recurrent layers or causal convolutions alone look at other rows")
+    if node.op_type in ("MatMul", "Einsum", "Gemm"):
+        why, way = "mixes rows of the sequence (attention, or a product along time)", WAYS_OUT["Softmax"]
     if tag.time is not None and node.op_type in ("Slice", "Gather"):
         why, way = "reads the sequence in another order", WAYS_OUT["ReverseSequence"]
     return f"node {node.name!r} ({node.op_type}) {why}, so it cannot be streamed row by row: {way}"

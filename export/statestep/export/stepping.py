@@ -133,7 +133,8 @@ def _lower(node: NodeProto, builder: Builder) -> None:
     """ONNX's RNN in matrix products: h' = f(x·Wᵀ + h·Rᵀ + b). The operator rounds a single row in its own way."""
     name = (attribute(node, "activations") or ["Tanh"])[0]
     if name not in PLAIN or attribute(node, "clip") is not None:
-        raise refused(node, f"has the activation {name} or a clip, which is not supported: train it with tanh or relu")
+        what = f"the activation {name}" if name not in PLAIN else "a clip"
+        raise refused(node, f"has {what}, which is not supported here: train it with tanh, relu or sigmoid, unclipped")
     graph, label = builder.graph, node.name
     held = constants_of(graph)
     if any(source not in held for source in node.input[1:4] if source):

@@ -27,6 +27,12 @@ def recurrent(node: NodeProto, work: Work) -> None:
         )
     if attribute(node, "layout", 0) != 0 or tag.time != 0 or tag.batch != 1 or tag.offset:
         raise refused(node, "does not read [time, batch, feature] row by row: export it with layout 0 over all rows")
+    if tag.value.dtype == np.float16:
+        raise refused(
+            node,
+            "computes in float16, of whose state more digits pass from row to row than it hands out: export it in "
+            "float32; --weights fp16 stores its weights in half the bytes",
+        )
     refuse_ahead(node.input[0], work)
     node.input.extend([""] * (max(RECURRENT[node.op_type]) + 1 - len(node.input)))
     if node.input[LENGTHS]:

@@ -127,11 +127,20 @@ class Whole:
         name = blamed(sentence)
         where = f"node {name!r}" if name else "the graph"
         fixed = [f"{size} {what}" + "s" * (size != 1) for size, what in self._fixed(steps, streams)]
+        entry = self.layout.entries[0]
+        if fixed and entry.feature is None:
+            return (
+                f"input {entry.name!r} was read as [{'batch, time' if entry.batch == 0 else 'time, batch'}], fixed at "
+                f"{' and '.join(fixed)}, and {where} takes no other size: where it is [time, feature], export it "
+                "with a batch axis too"
+            )
         if fixed:
             return (
                 f"{where} takes exactly {' and '.join(fixed)}: it mixes rows, or the graph was unrolled or exported "
                 "for that size alone; export it with a free time axis and a free batch axis"
             )
+        if "not support" in sentence or "NOT_IMPLEMENTED" in sentence:
+            return f"{where} is not what onnxruntime can run ({sentence}): export it in float32"
         return (
             f"{where} fails on {streams} sequences of {steps} timestep{'s' * (steps != 1)} ({sentence}): export it "
             "with a free time axis and a free batch axis, or say by --layout which is which"

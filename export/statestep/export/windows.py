@@ -63,7 +63,11 @@ def _conv(node: NodeProto, work: Work) -> None:
     axis, rank = tag.time - 2, len(tag.shape) - 2
     reach = (work.tags[node.input[1]].shape[tag.time] - 1) * attribute(node, "dilations", [1] * rank)[axis]
     if attribute(node, "strides", [1] * rank)[axis] != 1:
-        raise refused(node, "takes only some of the rows (a stride along time): every message must be answered")
+        raise refused(
+            node,
+            "takes only some of the rows (a stride along time), and every message must be answered: give it a stride "
+            "of 1",
+        )
     pads = _pads(node, tag, work)
     before, behind = pads[axis], pads[axis + rank]
     left_out = max((work.ahead[name][0] for name in node.input if name in work.ahead), default=0)
