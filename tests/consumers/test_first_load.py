@@ -69,6 +69,11 @@ def refused(data: bytes, *, fork: bool, limits: Limits = SMALL) -> str:
     return str(error.value).removeprefix("m.onnx: ")
 
 
+def children() -> set[str]:
+    """The processes that this one started and has not seen the end of; other tests may have theirs, a broker's say."""
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
 def fault() -> None:
     raise ValueError("of the graph's own")
 
@@ -153,14 +158,13 @@ class TestBothKinds:
 )
 def test_a_child_ends_by_itself(job: Callable[[], None], code: int | None, capfd: pytest.CaptureFixture[str]) -> None:
     """A crash, a hang, a busy loop and hoarding end the child alone; what it prints is seen by nobody."""
-    began = time.monotonic()
+    began, others = time.monotonic(), children()
     ending = in_fork(job, SMALL)
     assert ending.code == code
     assert len(ending.said) <= first_load.SENTENCE_BYTES
     assert time.monotonic() - began < 30
     assert capfd.readouterr() == ("", "")
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)  # nothing is left behind
+    assert children() == others  # nothing is left behind
 
 
 @pytest.mark.parametrize(("job", "words"), [(crash, "crashes onnxruntime"), (lambda: time.sleep(60), "within 0.5 s")])

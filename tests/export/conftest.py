@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from .conversions import Case, Outcome, outcome_of
 
 
-@pytest.fixture(scope="session")
-def quick() -> Iterator[None]:
+@contextmanager
+def shortened() -> Iterator[None]:
     """Conversions without what takes long and is tested where it belongs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(import_module("statestep.export.verify"), "SPEED_SECONDS", 1e-4)
@@ -20,14 +21,22 @@ def quick() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def quick() -> Iterator[None]:
+    """Conversions are shortened during one test, and no longer."""
+    with shortened():
+        yield
+
+
 @pytest.fixture(scope="session")
-def converted(quick: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Outcome]:
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Outcome]:
     """What became of a case, by a call."""
     seen: dict[str, Outcome] = {}
 
     def of(case: Case) -> Outcome:
         if case.name not in seen:
-            seen[case.name] = outcome_of(case, tmp_path_factory.mktemp(case.name))
+            with shortened():
+                seen[case.name] = outcome_of(case, tmp_path_factory.mktemp(case.name))
         return seen[case.name]
 
     return of
