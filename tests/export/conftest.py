@@ -21,9 +21,9 @@ def shortened() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick() -> Iterator[None]:
-    """Conversions are shortened during one test, and no longer."""
+    """Conversions are shortened in one file of tests, and no further."""
     with shortened():
         yield
 
