@@ -16,7 +16,7 @@ from statestep.export.describe import Described
 from statestep.export.histories import stepped
 from statestep.export.laws import company_does_not_matter
 from statestep.export.scaler import scaler_of
-from statestep.runtime import ModelError, StepModel
+from statestep.runtime import Engine, ModelError, StepModel
 
 from . import graphs, graphs_odd
 from .conversions import Case, Original
@@ -252,3 +252,40 @@ def test_a_network_that_lets_rounding_grow_is_refused(tmp_path: Path) -> None:
     net.head(net.rows(y), 48)
     with pytest.raises(ExportError, match=r"RNN rounds each row in its own way, and the network lets that grow; train"):
         written(tmp_path, net.model())
+
+
+def spoken(answer: str) -> bytes:
+    """Tokens into an embedding and a GRU; answered by a row, by one number, by a table, or by a choice."""
+    net = Net()
+    y, *_ = net.recurrent("GRU", net.add("Gather", net.weight(7, FEATURES), "x"))
+    every = net.head(net.rows(y), out="y" if answer == "rows" else None)
+    shapes: dict[str, Any] = {"rows": ("T", "B", OUT), "number": ("T", "B"), "table": ("T", "B", 1, OUT)}
+    shapes["choice"] = ("int64", ("T", "B"))
+    if answer == "number":
+        net.add("ReduceSum", every, net.constant([2]), keepdims=0, out="y")
+    elif answer == "table":
+        net.add("Unsqueeze", every, net.constant([2]), out="y")
+    elif answer == "choice":
+        net.add("ArgMax", every, axis=2, keepdims=0, out="y")
+    return net.model({"x": ("int64", ("T", "B"))}, {"y": shapes[answer]})
+
+
+@pytest.mark.parametrize("answer", ["rows", "number", "table", "choice"])
+def test_a_token_that_no_table_holds_is_refused_alone(answer: str, tmp_path: Path) -> None:
+    """Its row is rejected and its stream keeps what it remembered; the rows beside it are as if it were not there."""
+    made = written(tmp_path, spoken(answer))
+    assert (made.contract.features[0].min, made.contract.features[0].max) == (0, 6)
+    model = StepModel.load(made.model)
+    engine, apart = Engine(model), Engine(model)
+    keys = [b"a", b"b", b"c", b"d", b"e"]
+    first = np.array([[0.0], [1], [2], [3], [6]], np.float32)
+    engine.advance(keys, first)
+    apart.advance(keys, first)
+    second = np.array([[5.0], [7], [-1], [np.nan], [4]], np.float32)
+    given = engine.advance(keys, second)
+    assert given.rejected.tolist() == [False, True, True, True, False]
+    assert given.step.tolist() == [2, 1, 1, 1, 2]
+    alone = apart.advance([b"a", b"e"], second[[0, 4]])
+    assert given["y"][[0, 4]].tobytes() == alone["y"].tobytes()
+    after = engine.advance([b"b"], np.array([[4.0]], np.float32))
+    assert after["y"].tobytes() == apart.advance([b"b"], np.array([[4.0]], np.float32))["y"].tobytes()

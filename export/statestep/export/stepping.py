@@ -13,6 +13,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from statestep.export.compare import Array
+from statestep.export.errors import ExportError
 from statestep.export.probe import Tag, Tags
 from statestep.export.stateful import Carried, refused
 from statestep.export.surgery import (
@@ -27,7 +28,7 @@ from statestep.export.surgery import (
     sorted_nodes,
     with_outputs,
 )
-from statestep.export.whole import Entry, rebatched, retimed, vocabulary
+from statestep.export.whole import Entry, dims_of, rebatched, retimed, vocabulary
 
 # Elementwise operators whose vector code and scalar code differ in the last bit. A row that fills whole vectors is
 # always computed by the first, whoever stands beside it. What they are padded with must be in their domain.
@@ -248,22 +249,28 @@ def _leave_row(source: str, name: str, tag: Tag, builder: Builder) -> None:
 
 
 def _poison(carried: Carried, builder: Builder) -> None:
-    """A row with a number that no table holds gets NaN for its answers, so that the engine refuses it."""
+    """A row with a number that no table holds gets NaN in an answer or a state, so that the engine refuses it."""
     known = [node.output[0] for node in builder.graph.node if node.name.endswith("/known/And")]
     if not known:
         return
-    states = {state.output for state in carried.states}
-    nan = builder.constant("not_a_number", np.nan, np.float32)
-    for value in builder.graph.output:
-        if value.name in states or value.type.tensor_type.elem_type != TensorProto.FLOAT:
-            continue
-        node = next(node for node in builder.graph.node if value.name in node.output)
-        source = node.input[0]
-        for flag in known:
-            all_known = _all(flag, builder)
-            source = builder.node("Where", [all_known, source, nan], f"{value.name}/checked")
-        node.input[0] = source
-        return
+    axes = {state.output: state.batch_axis for state in carried.states}
+    floats = [v for v in builder.graph.output if v.type.tensor_type.elem_type == TensorProto.FLOAT]
+    floats.sort(key=lambda value: value.name in axes)  # answers first
+    if not floats:
+        raise ExportError(
+            "no output and no state of the graph is a float32 that could mark a row whose number is in no table: "
+            "add one to its outputs, the scores that its answer was chosen by for example"
+        )
+    target, nan = floats[0], builder.constant("not_a_number", np.nan, np.float32)
+    sizes = [1] * len(dims_of(target))
+    sizes[axes.get(target.name, 0)] = -1
+    node = next(node for node in builder.graph.node if target.name in node.output)
+    source = node.input[0]
+    for flag in known:
+        shape = builder.constant(f"{flag}/shape", sizes)
+        whole = builder.node("Reshape", [_all(flag, builder), shape], f"{flag}/row")
+        source = builder.node("Where", [whole, source, nan], f"{target.name}/checked")
+    node.input[0] = source
 
 
 def _all(flag: str, builder: Builder) -> str:
