@@ -133,3 +133,11 @@ def endless() -> onnx.ModelProto:
         nodes, "g", [value("x", 1, shape)], [value("y", 1, shape)], [numpy_helper.from_array(np.array(True), "always")]
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def test_what_half_weights_cost_is_told() -> None:
+    """With --weights fp16 what the rounding changes is printed, in units of the outputs' spread."""
+    code, printed, said = convert("keras_lstm", "--weights", "fp16")
+    assert code == 0, said
+    assert "weights in float16: outputs change by 0 of their spread at most" in printed  # none of 1,024 bytes is in it
+    assert "weights in float16" not in convert("keras_lstm")[1]

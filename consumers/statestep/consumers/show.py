@@ -111,6 +111,10 @@ def converted(made: Converted, console: Console) -> None:
             soft_wrap=True,
             highlight=False,
         )
+    if made.weights_cost is not None:
+        console.print(
+            f"weights in float16: outputs change by {made.weights_cost:.1g} of their spread at most", highlight=False
+        )
     if held.output("prediction") is None:
         console.print(
             "[yellow]note:[/yellow] no output is named as the forecast, so all come out under “outputs”: "
