@@ -127,8 +127,8 @@ def loop(*, branch: bool = False, trips: str = "counted", place: bool = False, s
     return net.model()
 
 
-def loop_over_layers() -> bytes:
-    """A Loop that goes three times over the same rows, and an LSTM behind it."""
+def loop_over_layers(rounds: int = 3) -> bytes:
+    """A Loop that goes so many times over the same rows, and an LSTM behind it."""
     net = Net()
     inside = body_of(net)
     inside.add("Tanh", inside.add("MatMul", "z", inside.weight(FEATURES, FEATURES)), out="next_z")
@@ -140,7 +140,7 @@ def loop_over_layers() -> bytes:
         {"go_on": ("bool", ()), "next_z": rows},
         inner=True,
     )
-    z = net.add("Loop", net.constant(3), net.constant(True, "bool"), "x", body=body)
+    z = net.add("Loop", net.constant(rounds), net.constant(True, "bool"), "x", body=body)
     y, *_ = net.recurrent("LSTM", z)
     net.head(net.rows(y))
     return net.model()

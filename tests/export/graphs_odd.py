@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from .conversions import Case
+from .graphs_loops import loop_over_layers
 from .net import FEATURES, OUT, UNITS, Net, X, Y, body_of
 
 Axis = int | str | None
@@ -170,21 +171,7 @@ def fixed_states() -> bytes:
 
 def thirty_seven_layers() -> bytes:
     """A Loop of as many rounds as a trial run has timesteps, and not along time."""
-    net = Net()
-    inside = body_of(net)
-    inside.add("Tanh", inside.add("MatMul", "z", inside.weight(FEATURES, FEATURES)), out="next_z")
-    inside.add("Identity", "still", out="go_on")
-    rows = ("T", "B", FEATURES)
-    body = inside.graph(
-        "body",
-        {"number": ("int64", ()), "still": ("bool", ()), "z": rows},
-        {"go_on": ("bool", ()), "next_z": rows},
-        inner=True,
-    )
-    z = net.add("Loop", net.constant(37), net.constant(True, "bool"), "x", body=body)
-    y, *_ = net.recurrent("LSTM", z)
-    net.head(net.rows(y))
-    return net.model()
+    return loop_over_layers(37)
 
 
 def of_a_function() -> bytes:

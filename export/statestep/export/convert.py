@@ -93,7 +93,7 @@ def convert(
         raise ExportError(f"layout is {layout!r}, it must be one of {list(LAYOUTS)}")
     raw = guard.read(path)
     model = guard.parse(raw, str(path))
-    step = _as_step_model(raw, path, states, constants, described)
+    step = _as_step_model(raw, model, path, states, constants, described)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as folder:
@@ -123,17 +123,22 @@ def trial(
 
 
 def _as_step_model(
-    raw: bytes, path: str | Path, states: Named | None, constants: Mapping[str, Any] | None, described: Described
+    raw: bytes,
+    model: ModelProto,
+    path: str | Path,
+    states: Named | None,
+    constants: Mapping[str, Any] | None,
+    described: Described,
 ) -> StepModel | None:
     """The model, where it takes single timesteps and its own state already."""
     kept = {*(states or {}), *(constants or {})}
-    sizes = [[dim.dim_value for dim in dims_of(v)] for v in guard.parse(raw).graph.input if v.name not in kept]
+    sizes = [[dim.dim_value for dim in dims_of(v)] for v in model.graph.input if v.name not in kept]
     if any(len(dims) == 3 and dims.count(0) in (0, 2) for dims in sizes):  # batch and time are free, or nothing is
         return None
     try:
         return StepModel(raw, name=str(path), states=states, constants=constants, features=described.features)
     except ModelError:
-        if states is not None or (not _walks(guard.parse(raw)) and len(sizes) > 1):
+        if states is not None or (not _walks(model) and len(sizes) > 1):
             raise
         return None
 
