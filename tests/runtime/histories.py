@@ -21,12 +21,12 @@ def drawn(seed: int, rows: int) -> tuple[list[bytes], Array, Array]:
 def bits(engine: Engine) -> dict[bytes, tuple[bytes, ...]]:
     """Every record of an engine, so that equal means equal bit for bit."""
     keys = sorted(engine.keys())
-    held, dirty = engine.read(keys), set(engine.dirty())
-    columns = [*held.states, held.step, held.time, np.array([key in dirty for key in keys], bool)]
+    held = engine.read(keys)
+    columns = [*held.states, held.step, held.time, held.offset, engine.first_dirty(keys)]
     return {key: tuple(column[i].tobytes() for column in columns) for i, key in enumerate(keys)}
 
 
 def rows_of(out: Advanced) -> list[tuple[bytes, ...]]:
     """What a call gave, a row at a time, as bytes."""
-    columns = [*out.outputs.values(), out.rejected, out.step, out.previous_time]
+    columns = [*out.outputs.values(), out.rejected, out.step, out.previous_time, out.dirtied]
     return [tuple(column[i].tobytes() for column in columns) for i in range(len(out.step))]

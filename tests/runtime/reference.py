@@ -9,6 +9,7 @@ import onnx
 from onnx import numpy_helper
 
 from statestep.runtime import NO_TIME, Model
+from statestep.runtime.engine import NO_OFFSET
 
 Array = np.ndarray[Any, Any]
 
@@ -56,17 +57,18 @@ class Stream:
         self.states = states  # [*shape] each
         self.step = 0
         self.time = NO_TIME
-        self.dirty = False
+        self.offset = NO_OFFSET
+        self.dirty: int | None = None  # the offset of the first message since it was last clean
 
     def copy(self) -> Stream:
         """Another stream with the same bits."""
         twin = Stream([value.copy() for value in self.states])
-        twin.step, twin.time, twin.dirty = self.step, self.time, self.dirty
+        twin.step, twin.time, twin.offset, twin.dirty = self.step, self.time, self.offset, self.dirty
         return twin
 
     def bits(self) -> tuple[Any, ...]:
         """Everything, so that equal means equal bit for bit."""
-        return [value.tobytes() for value in self.states], self.step, self.time, self.dirty
+        return [value.tobytes() for value in self.states], self.step, self.time, self.offset, self.dirty
 
 
 class DictEngine:
@@ -77,27 +79,48 @@ class DictEngine:
         self.streams: dict[bytes, Stream] = {}
         self.committed: dict[bytes, Stream] = {}
 
-    def advance(self, keys: list[bytes], x: Array, times: list[int]) -> list[tuple[dict[str, Array], bool, int, int]]:
-        """For each row: outputs, rejected, step, previous time."""
+    def advance(
+        self, keys: list[bytes], x: Array, times: list[int], offsets: list[int]
+    ) -> list[tuple[dict[str, Array], bool, int, int, bool]]:
+        """For each row: outputs, rejected, step, previous time, dirtied."""
         results = []
-        for key, row, time in zip(keys, x, times, strict=True):
+        for key, row, time, offset in zip(keys, x, times, offsets, strict=True):
             stream = self.streams.get(key) or Stream(self.model.initial_states())
             outputs, states = self.model.step(row[None], [value[None] for value in stream.states])
             arrays = [*outputs.values(), *states]
             good = all(np.isfinite(value).all() for value in arrays if value.dtype.kind == "f")
-            previous = stream.time
+            previous, dirtied = stream.time, good and stream.dirty is None
             if good:
                 self.streams[key] = stream
                 stream.states = [value[0].copy() for value in states]
                 stream.step += 1
                 stream.time = max(stream.time, time)
-                stream.dirty = True
-            results.append(({n: value[0] for n, value in outputs.items()}, not good, stream.step, previous))
+                stream.offset = offset
+                stream.dirty = offset if stream.dirty is None else min(stream.dirty, offset)
+            results.append(({n: value[0] for n, value in outputs.items()}, not good, stream.step, previous, dirtied))
         return results
 
     def drop(self, keys: list[bytes]) -> None:
         for key in keys:
             self.streams.pop(key, None)
+
+    def end(self, keys: list[bytes], offsets: list[int]) -> list[bool]:
+        """As if they had never been, but for what is not durable yet; for each whether it was clean."""
+        dirtied = []
+        for key, offset in zip(keys, offsets, strict=True):
+            found = self.streams.get(key)
+            dirtied.append(found is not None and found.dirty is None)
+            if found is not None:
+                ended = self.streams[key] = Stream([value.copy() for value in self.model.initial_states()])
+                ended.offset, ended.dirty = offset, offset if found.dirty is None else min(found.dirty, offset)
+        return dirtied
+
+    def clean(self, keys: list[bytes]) -> None:
+        for key in keys:
+            self.streams[key].dirty = None
+        for key in keys:
+            if key in self.streams and not self.streams[key].step:
+                del self.streams[key]
 
     def commit(self) -> None:
         self.committed = {key: stream.copy() for key, stream in self.streams.items()}

@@ -41,10 +41,12 @@ def test_a_call_equals_its_rows_one_by_one(make_model: Callable[[], Model], seed
     """Whatever repeats in a call, outputs, steps and records have the bits of stepping row by row."""
     keys, x, times = drawn(seed, 200)
     engine, reference = Engine(make_model()), DictEngine(make_model())
-    out = engine.advance(keys, x, times)
-    one_by_one = reference.advance(keys, x, times.tolist())
-    for row, (outputs, rejected, step, previous) in zip(rows_of(out), one_by_one, strict=True):
-        expected = [*outputs.values(), np.array(rejected), np.array(step), np.array(previous)]
+    offsets = np.arange(200) + 7
+    out = engine.advance(keys, x, times, offsets)
+    one_by_one = reference.advance(keys, x, times.tolist(), offsets.tolist())
+    for row, (outputs, rejected, step, previous, dirtied) in zip(rows_of(out), one_by_one, strict=True):
+        told = [np.array(value) for value in (rejected, step, previous, dirtied)]
+        expected = [*outputs.values(), *told]
         assert row == tuple(value.tobytes() for value in expected)
     assert out.waves == max(keys.count(key) for key in KEYS)
     assert {key: stream.step for key, stream in reference.streams.items()} == dict(
@@ -161,6 +163,27 @@ def test_a_stream_begins_with_its_first_good_row() -> None:
     assert engine.read([b"a"]).time.tolist() == [4]
     engine.rollback()
     assert engine.keys() == []
+
+
+def test_a_stream_that_is_not_begun_leaves_its_place_to_the_next_call() -> None:
+    """Before a commit too, since nothing must come back there. Rollback and commit leave no trace of it."""
+    bad, good = np.full((1, 2), np.nan, np.float32), np.ones((1, 2), np.float32)
+    engine = Engine(Double(), max_streams=2)
+    engine.advance([b"a"], good)
+    engine.commit()
+    before = bits(engine)
+    for end in (engine.rollback, engine.commit):
+        for key in (b"b", b"c", b"d"):
+            engine.advance([key], bad)
+        engine.advance([b"c"], good)
+        engine.advance([b"a"], good)
+        end()
+        assert engine.keys() == ([b"a"] if end == engine.rollback else [b"a", b"c"])
+        assert end == engine.commit or bits(engine) == before
+    engine.drop([b"a", b"c"])
+    engine.commit()
+    engine.advance([b"d", b"e"], np.ones((2, 2), np.float32))  # no place was lost, none is there twice
+    assert len(set(engine.table.slots([b"d", b"e"]).tolist())) == 2
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from statestep.runtime import Engine, engine, state
 
 from .doubles import Double
-from .reference import DictEngine, Stream
+from .reference import DictEngine
 
 KEYS = [b"%c" % letter for letter in b"abcdef"]
 NUMBERS = st.sampled_from([0.0, 1.0, -2.5, 0.1, 1e30, float("nan"), float("inf")])  # some of them not finite
 OBSERVATION = st.tuples(st.sampled_from(KEYS), NUMBERS, NUMBERS, st.integers(-5, 5))
+Row = tuple[bytes, float, float, int]
 SOME_KEYS = st.lists(st.sampled_from(KEYS), max_size=6)
 
 
@@ -29,14 +30,17 @@ class EngineMachine(RuleBasedStateMachine):
         self.model = Double()
         self.engine = Engine(self.model)
         self.reference = DictEngine(Double())
+        self.written = 0  # messages in the log
 
     @rule(rows=st.lists(OBSERVATION, max_size=12))
-    def advance(self, rows: list[tuple[bytes, float, float, int]]) -> None:
+    def advance(self, rows: list[Row]) -> None:
         keys, x, times = self._arrays(rows)
-        out = self.engine.advance(keys, x, times)
-        expected = self.reference.advance(keys, x, times.tolist())
-        for row, (outputs, rejected, step, previous) in enumerate(expected):
-            assert (out.rejected[row], out.step[row], out.previous_time[row]) == (rejected, step, previous)
+        offsets = self._places(len(rows))
+        out = self.engine.advance(keys, x, times, offsets)
+        expected = self.reference.advance(keys, x, times.tolist(), offsets.tolist())
+        for row, (outputs, rejected, step, previous, dirtied) in enumerate(expected):
+            found = (out.rejected[row], out.step[row], out.previous_time[row], out.dirtied[row])
+            assert found == (rejected, step, previous, dirtied)
             if rejected:
                 assert np.isnan(out["y"][row]).all()
             else:
@@ -45,7 +49,7 @@ class EngineMachine(RuleBasedStateMachine):
                 }
 
     @rule(rows=st.lists(OBSERVATION, min_size=1, max_size=12), at=st.integers(1, 5))
-    def advance_and_fail(self, rows: list[tuple[bytes, float, float, int]], at: int) -> None:
+    def advance_and_fail(self, rows: list[Row], at: int) -> None:
         keys, x, times = self._arrays(rows)
         times_of_each = [keys.count(key) for key in set(keys)]
         runs = sum(
@@ -53,7 +57,7 @@ class EngineMachine(RuleBasedStateMachine):
         )
         self.model.calls, self.model.fails_at = 0, min(at, runs)
         with pytest.raises(RuntimeError):
-            self.engine.advance(keys, x, times)
+            self.engine.advance(keys, x, times, self._places(len(rows)))
         self.model.fails_at = None
 
     @rule(keys=SOME_KEYS)
@@ -65,16 +69,22 @@ class EngineMachine(RuleBasedStateMachine):
     def clean(self, keys: list[bytes]) -> None:
         known = [key for key in keys if key in self.reference.streams]
         self.engine.clean(known)
-        for key in known:
-            self.reference.streams[key].dirty = False
+        self.reference.clean(known)
 
-    @rule(source=st.sampled_from(KEYS), copies=st.sets(st.sampled_from(KEYS), max_size=4))
-    def write(self, source: bytes, copies: set[bytes]) -> None:
+    @rule(keys=st.lists(st.sampled_from(KEYS), max_size=4, unique=True))
+    def end(self, keys: list[bytes]) -> None:
+        offsets = self._places(len(keys))
+        assert self.engine.end(keys, offsets).tolist() == self.reference.end(keys, offsets.tolist())
+
+    @rule(source=st.sampled_from(KEYS), copies=st.sets(st.sampled_from(KEYS), max_size=4), clean=st.booleans())
+    def write(self, source: bytes, copies: set[bytes], clean: bool) -> None:
         if source not in self.reference.streams:
             return
-        self.engine.write(sorted(copies), self.engine.read([source] * len(copies)))
+        self.engine.write(sorted(copies), self.engine.read([source] * len(copies)), clean=clean)
+        copied = self.reference.streams[source].copy()
+        copied.dirty = None if clean else copied.offset
         for key in copies:
-            self.reference.streams[key] = self._dirty_copy(self.reference.streams[source])
+            self.reference.streams[key] = copied.copy()
 
     @rule()
     def commit(self) -> None:
@@ -90,21 +100,22 @@ class EngineMachine(RuleBasedStateMachine):
     def agree(self) -> None:
         keys = sorted(self.engine.keys())
         assert keys == sorted(self.reference.streams)
-        held, dirty = self.engine.read(keys), set(self.engine.dirty())
+        held, first = self.engine.read(keys), self.engine.first_dirty(keys).tolist()
         for i, key in enumerate(keys):
-            bits = ([v[i].tobytes() for v in held.states], held.step[i], held.time[i], key in dirty)
+            dirty = None if first[i] == engine.CLEAN else first[i]
+            bits = ([v[i].tobytes() for v in held.states], held.step[i], held.time[i], held.offset[i], dirty)
             assert bits == self.reference.streams[key].bits()
+        assert sorted(self.engine.dirty()) == [key for key in keys if self.reference.streams[key].dirty is not None]
 
     @staticmethod
-    def _arrays(rows: list[tuple[bytes, float, float, int]]) -> tuple[list[bytes], Any, Any]:
+    def _arrays(rows: list[Row]) -> tuple[list[bytes], Any, Any]:
         x = np.array([row[1:3] for row in rows], np.float32).reshape(len(rows), 2)  # [N, 2]
         return [row[0] for row in rows], x, np.array([row[3] for row in rows], np.int64)
 
-    @staticmethod
-    def _dirty_copy(stream: Stream) -> Stream:
-        twin = stream.copy()
-        twin.dirty = True
-        return twin
+    def _places(self, count: int) -> Any:
+        """The next offsets of the log."""
+        self.written += count
+        return np.arange(self.written - count, self.written)  # [count]
 
 
 def test_any_history_of_calls_gives_what_the_dict_gives(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from statestep.runtime import CapacityError, Engine, state
+from statestep.runtime import CLEAN, NO_TIME, CapacityError, Engine, state
 from statestep.runtime import engine as engine_module
 
 from ..models import pump
@@ -238,3 +238,79 @@ class TestRecords:
         with pytest.raises(ValueError, match="a key is doubled"):
             engine.write([b"c", b"c"], engine.read([b"a", b"b"]))
         assert engine.keys() == [b"a", b"b"]
+
+
+class TestEnds:
+    """`end`: what a tombstone does, until that too is durable."""
+
+    def test_an_ended_stream_stays_until_it_is_called_clean(self) -> None:
+        """With the initial values and step 0, at the tombstone's place; called clean, it is gone."""
+        engine = Engine(pump())
+        x = np.array([[3.0, 4.0]], np.float32)
+        first = rows_of(engine.advance([b"a"], x, offsets=np.array([5])))
+        assert engine.end([b"a", b"nobody"], np.array([6, 7])).tolist() == [False, False]
+        held = engine.read([b"a"])
+        assert [v[0].tobytes() for v in held.states] == [v.tobytes() for v in engine.model.initial_states()]
+        assert (held.step[0], held.time[0], held.offset[0]) == (0, NO_TIME, 6)
+        assert engine.first_dirty([b"a"]).tolist() == [5]
+        again = rows_of(engine.advance([b"a"], x, offsets=np.array([8])))
+        assert [row[:-1] for row in again] == [row[:-1] for row in first]  # but it was dirty already
+        engine.end([b"a"], np.array([9]))
+        engine.clean([b"a"])
+        assert engine.keys() == []
+        engine.rollback()
+        assert engine.keys() == []
+
+    def test_a_clean_stream_becomes_dirty_by_its_end(self) -> None:
+        """From the tombstone's place on, and that is told; a rollback makes it alive and clean again."""
+        engine = Engine(pump())
+        engine.advance([b"a"], np.ones((1, 2), np.float32), offsets=np.array([5]))
+        engine.clean([b"a"])
+        engine.commit()
+        before = bits(engine)
+        assert engine.end([b"a"], np.array([6])).tolist() == [True]
+        assert engine.first_dirty([b"a"]).tolist() == [6]
+        engine.clean([b"a"])
+        assert engine.keys() == []
+        engine.rollback()
+        assert bits(engine) == before
+        assert engine.dirty() == []
+
+    def test_an_end_that_was_called_clean_is_taken_back_with_the_rest(self) -> None:
+        """A commit between: the rollback comes back to an ended stream that is still dirty."""
+        engine = Engine(pump())
+        engine.advance([b"a"], np.ones((1, 2), np.float32), offsets=np.array([5]))
+        engine.end([b"a"], np.array([6]))
+        engine.commit()
+        before = bits(engine)
+        engine.clean([b"a"])
+        engine.advance([b"a"], np.ones((1, 2), np.float32), offsets=np.array([7]))
+        engine.rollback()
+        assert bits(engine) == before
+        assert engine.first_dirty([b"a"]).tolist() == [5]
+
+
+class TestFirstDirty:
+    """Where a replay would have to begin for a stream."""
+
+    def test_it_is_the_first_message_since_the_stream_was_clean(self) -> None:
+        """Told in `dirtied` by just that row, though the stream occurs again in the call, or was rejected before."""
+        engine = Engine(Double())
+        x = np.array([[np.inf, 0], [1, 1], [2, 2], [3, 3]], np.float32)
+        out = engine.advance([b"a", b"a", b"b", b"a"], x, offsets=np.array([3, 4, 5, 6]))
+        assert out.dirtied.tolist() == [False, True, True, False]
+        assert engine.first_dirty([b"a", b"b"]).tolist() == [4, 5]
+        assert engine.read([b"a", b"b"]).offset.tolist() == [6, 5]
+        engine.clean([b"a"])
+        out = engine.advance([b"a", b"b"], x[1:3], offsets=np.array([7, 8]))
+        assert out.dirtied.tolist() == [True, False]
+        assert engine.first_dirty([b"a", b"b"]).tolist() == [7, 5]
+
+    def test_what_was_read_back_is_written_clean(self) -> None:
+        """And dirty from its own offset on if it is not said to be durable."""
+        engine, donor = Engine(Double()), Engine(Double())
+        donor.advance([b"a"], np.ones((1, 2), np.float32), offsets=np.array([9]))
+        engine.write([b"a"], donor.read([b"a"]), clean=True)
+        engine.write([b"b"], donor.read([b"a"]))
+        assert engine.first_dirty([b"a", b"b"]).tolist() == [CLEAN, 9]
+        assert engine.dirty() == [b"b"]

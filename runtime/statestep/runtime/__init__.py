@@ -1,13 +1,15 @@
 """Streams and their recurrent state: a pure core that knows ONNX and numpy, and nothing of where messages come from."""
 
 from statestep.runtime.contract import Contract, ContractError, Feature, Output, State, stamp
-from statestep.runtime.engine import NO_TIME, Advanced, Engine, Model, Records
+from statestep.runtime.engine import CLEAN, NO_TIME, Advanced, Engine, Model, Records
 from statestep.runtime.guard import ModelError
+from statestep.runtime.invariance import rows_agree
 from statestep.runtime.model import StepModel, session_options
 from statestep.runtime.pairs import detect
 from statestep.runtime.state import CapacityError
 
 __all__ = [
+    "CLEAN",
     "NO_TIME",
     "Advanced",
     "CapacityError",
@@ -22,6 +24,7 @@ __all__ = [
     "State",
     "StepModel",
     "detect",
+    "rows_agree",
     "session_options",
     "stamp",
 ]

@@ -31,8 +31,9 @@ ROWS_PER_RUN = 1024
 NO_TIME = np.iinfo(np.int64).min  # the `time` of a stream that has seen none
 
 # The engine's own columns, after the model's states in every record. A state may be called the same in its graph.
-STEP, TIME, DIRTY = "step", "time", "dirty"
-_ALWAYS = np.ones((), bool)  # what is written to the `dirty` column of every stream that is advanced
+STEP, TIME, OFFSET, DIRTY = "step", "time", "offset", "dirty"
+CLEAN = np.iinfo(np.int64).max  # in the `dirty` column: nothing has changed since the last snapshot
+NO_OFFSET = -1  # the `offset` of a stream that was never advanced with one
 
 
 class Model(Protocol):
@@ -56,6 +57,7 @@ class Records:
     states: list[Array]  # each [n, *shape], in the contract's order
     step: np.ndarray[Any, np.dtype[np.int64]]  # [n] timesteps applied since the stream's birth
     time: np.ndarray[Any, np.dtype[np.int64]]  # [n] greatest event time, ns since the epoch; NO_TIME if none
+    offset: np.ndarray[Any, np.dtype[np.int64]]  # [n] where the last observation applied stood in its log; NO_OFFSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Advanced:
     rejected: np.ndarray[Any, np.dtype[np.bool_]]  # [N] the model gave something not finite; nothing was changed
     step: np.ndarray[Any, np.dtype[np.int64]]  # [N] the stream's number of timesteps, this one included
     previous_time: np.ndarray[Any, np.dtype[np.int64]]  # [N] greatest event time before this row, or NO_TIME
+    dirtied: np.ndarray[Any, np.dtype[np.bool_]]  # [N] rows by which a clean stream became dirty
     slots: Slots  # [N] the stream's place in the table, until it is dropped
     waves: int  # how often the stream that occurred most did
     runs: int  # how many calls of the model it took
@@ -104,23 +107,28 @@ class Engine:
         columns += [
             Column(STEP, np.zeros((), np.int64)),
             Column(TIME, np.full((), NO_TIME, np.int64)),
-            Column(DIRTY, np.zeros((), bool)),
+            Column(OFFSET, np.full((), NO_OFFSET, np.int64)),
+            Column(DIRTY, np.full((), CLEAN, np.int64)),
         ]
         self.table = StateTable(columns, max_streams)
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def advance(self, keys: Sequence[bytes], x: Array, times: Array | None = None) -> Advanced:
+    def advance(
+        self, keys: Sequence[bytes], x: Array, times: Array | None = None, offsets: Array | None = None
+    ) -> Advanced:
         """Step each observation's stream once, in order.
 
         `keys` has N stream keys, `x` is float32 [N, F] (the contract's input dtype), `times` int64 [N] event times
-        in nanoseconds since the epoch, or None where there are none. A key may occur any number of times.
+        in nanoseconds since the epoch, or None where there are none, `offsets` int64 [N] the observations' places in
+        their log, which rise within a stream, or None. A key may occur any number of times.
 
         A stream whose every row is rejected is not begun. Raises TypeError or ValueError for arrays of another kind,
         and `CapacityError` when the call brings more new streams than there is room for; nothing has changed then.
         """
-        self._check(keys, x, times)
+        self._check(keys, x, times, offsets)
+        places = np.zeros(len(keys), np.int64) if offsets is None else offsets  # [N]
         mark = self.table.mark()
         slots = self.table.admit(keys)  # [N]
         before: list[tuple[Slots, list[Array]]] = []
@@ -134,7 +142,7 @@ class Engine:
                     if waves == 1:  # every stream of the call is in the first wave
                         before.append((here, held))
                         self.table.save(here, held)
-                    out = self._run(rows, here, held, x, times, out)
+                    out = self._run(rows, here, held, x, times, places, out)
                     runs += 1
         except BaseException:
             for here, held in before:
@@ -145,7 +153,9 @@ class Engine:
             out = self._nothing(x)
         if np.count_nonzero(out.rejected):
             self._unborn(mark)
-        return Advanced(self.model.contract, out.outputs, out.rejected, out.step, out.previous_time, slots, waves, runs)
+        return Advanced(
+            self.model.contract, out.outputs, out.rejected, out.step, out.previous_time, out.dirtied, slots, waves, runs
+        )
 
     def commit(self) -> None:
         """Make what was advanced, written and dropped since the last commit the streams' state."""
@@ -162,14 +172,19 @@ class Engine:
     def read(self, keys: Sequence[bytes]) -> Records:
         """The records of `keys`, copied. A stream that is not there is a KeyError."""
         rows = self.table.gather(self._present(keys))
-        step, time, _ = rows[self._width :]
-        return Records(rows[: self._width], step, time)
+        step, time, offset, _ = rows[self._width :]
+        return Records(rows[: self._width], step, time, offset)
 
-    def write(self, keys: Sequence[bytes], records: Records) -> None:
-        """Set the records of distinct `keys`, new or not; they are dirty until `clean`. `rollback` undoes it."""
+    def write(self, keys: Sequence[bytes], records: Records, *, clean: bool = False) -> None:
+        """Set the records of distinct `keys`, new or not. `rollback` undoes it.
+
+        They are dirty from `records.offset` on until `clean` is called, or clean at once: what was read back from
+        where it is durable has not changed.
+        """
         if len(set(keys)) != len(keys):
             raise ValueError("write sets each stream once, a key is doubled")
-        rows = [*records.states, records.step, records.time, np.ones(len(keys), bool)]
+        dirty = np.full(len(keys), CLEAN, np.int64) if clean else records.offset  # [n]
+        rows = [*records.states, records.step, records.time, records.offset, dirty]
         for column, row in zip(self.table.columns, rows, strict=True):
             expected = (len(keys), *column.initial.shape)
             if row.shape != expected or row.dtype != column.initial.dtype:
@@ -183,18 +198,42 @@ class Engine:
         """Forget streams. Their next observation starts from the initial state. `rollback` undoes it."""
         self.table.drop(keys)
 
+    def end(self, keys: Sequence[bytes], offsets: Array) -> Array:
+        """End distinct streams, each by the message at its place in `offsets` [n]; `rollback` undoes it.
+
+        An ended stream is as if it had never been, with step 0, but it stays in the table until it is called clean:
+        that it has ended must become durable too. A key without a stream is passed by. Gives bool [n]: which streams
+        were clean and are dirty now.
+        """
+        found = self.table.slots(keys)  # [n]
+        known = found >= 0
+        slots, places = found[known], offsets[known]
+        dirty = self.table.column(DIRTY)[slots]
+        initial = [
+            np.broadcast_to(column.initial, (len(slots), *column.initial.shape)) for column in self.table.columns
+        ]
+        self._overwrite(slots, [*initial[: self._width + 2], places, np.minimum(dirty, places)])
+        dirtied = np.zeros(len(keys), bool)
+        dirtied[known] = dirty == CLEAN
+        return dirtied
+
     def dirty(self) -> list[bytes]:
         """The streams that have changed since they were last called clean."""
-        dirty = self.table.column(DIRTY)  # [rows]
         keys = self.keys()
-        return [key for key, slot in zip(keys, self.table.slots(keys).tolist(), strict=True) if dirty[slot]]
+        return [key for key, first in zip(keys, self.first_dirty(keys).tolist(), strict=True) if first != CLEAN]
+
+    def first_dirty(self, keys: Sequence[bytes]) -> Array:
+        """For each stream the offset of the first message applied since it was last clean; `CLEAN` if none: [n]."""
+        return self.table.column(DIRTY)[self._present(keys)]
 
     def clean(self, keys: Sequence[bytes]) -> None:
-        """Call streams clean: their record is in the transaction that the next `commit` follows."""
+        """Call streams clean, for what they are now is durable; an ended one is forgotten. `rollback` undoes it."""
         slots = np.unique(self._present(keys))
         rows = self.table.gather(slots)
-        rows[-1] = np.zeros(len(slots), bool)
+        rows[-1] = np.full(len(slots), CLEAN, np.int64)
         self._overwrite(slots, rows)
+        steps = self.table.column(STEP)[self._present(keys)].tolist()
+        self.table.drop(key for key, step in zip(keys, steps, strict=True) if step == 0)
 
     def _overwrite(self, slots: Slots, rows: Sequence[Array]) -> None:
         self.table.save(slots, self.table.gather(slots))
@@ -206,7 +245,7 @@ class Engine:
             raise KeyError(f"there is no stream {keys[int(np.argmin(slots))]!r}")
         return slots
 
-    def _check(self, keys: Sequence[bytes], x: Array, times: Array | None) -> None:
+    def _check(self, keys: Sequence[bytes], x: Array, times: Array | None, offsets: Array | None) -> None:
         contract = self.model.contract
         if not isinstance(x, np.ndarray) or x.dtype != contract.input_dtype:
             raise TypeError(
@@ -219,42 +258,54 @@ class Engine:
                 f"x has shape {list(x.shape)}, {len(keys)} keys of {len(contract.features)} features need "
                 f"{[len(keys), len(contract.features)]}"
             )
-        if times is None:
-            return
-        if not isinstance(times, np.ndarray) or times.dtype != np.int64:
-            raise TypeError(f"times must be an array of int64, it is {getattr(times, 'dtype', type(times).__name__)}")
-        if times.shape != (len(keys),):
-            raise ValueError(f"times has shape {list(times.shape)}, {len(keys)} keys need {[len(keys)]}")
+        for name, array in (("times", times), ("offsets", offsets)):
+            if array is None:
+                continue
+            if not isinstance(array, np.ndarray) or array.dtype != np.int64:
+                kind = getattr(array, "dtype", type(array).__name__)
+                raise TypeError(f"{name} must be an array of int64, it is {kind}")
+            if array.shape != (len(keys),):
+                raise ValueError(f"{name} has shape {list(array.shape)}, {len(keys)} keys need {[len(keys)]}")
 
     def _unborn(self, mark: int) -> None:
         """Forget the streams that were born since `mark` and not advanced."""
         born = self.table.born_since(mark)
         steps = self.table.column(STEP)[self.table.slots(born)]  # [born]
-        self.table.drop(key for key, step in zip(born, steps.tolist(), strict=True) if step == 0)
+        self.table.unbear([key for key, step in zip(born, steps.tolist(), strict=True) if step == 0], mark)
 
     def _run(
-        self, rows: Rows, slots: Slots, held: list[Array], x: Array, times: Array | None, out: _Results | None
+        self,
+        rows: Rows,
+        slots: Slots,
+        held: list[Array],
+        x: Array,
+        times: Array | None,
+        offsets: Array,
+        out: _Results | None,
     ) -> _Results:
         """One run of the model over distinct streams: results go into `out` at `rows`, new states into the table."""
         outputs, states = self.model.step(x[rows], held[: self._width])
-        step, time, _ = held[self._width :]
+        step, time, _, dirty = held[self._width :]
         good = _finite([*outputs.values(), *states], len(slots))  # [n]
         greatest = time if times is None else np.maximum(time, times[rows])  # [n]
-        following = [*states, step + 1, greatest, _ALWAYS]
+        places = offsets[rows]  # [n]
+        following = [*states, step + 1, greatest, places, np.minimum(dirty, places)]
+        dirtied = dirty == CLEAN  # [n]
         if good is None:
             self.table.scatter(slots, following)
             rejected = np.zeros(len(slots), bool)
             step = following[self._width]
         else:
-            self.table.scatter(slots[good], [*(value[good] for value in following[:-1]), _ALWAYS])
+            self.table.scatter(slots[good], [value[good] for value in following])
             rejected = ~good
             outputs = {name: _blanked(value, rejected) for name, value in outputs.items()}
             step = step + good
+            dirtied &= good
         if len(slots) == len(x):
-            return _Results(outputs, rejected, step, time.copy())  # the undo log keeps `time`
+            return _Results(outputs, rejected, step, time.copy(), dirtied)  # the undo log keeps `time`
         if out is None:
             out = _Results.empty(len(x), outputs)
-        out.put(rows, outputs, rejected, step, time)
+        out.put(rows, outputs, rejected, step, time, dirtied)
         return out
 
     def _nothing(self, x: Array) -> _Results:
@@ -271,18 +322,22 @@ class _Results:
     rejected: Array  # bool [N]
     step: Array  # int64 [N]
     previous_time: Array  # int64 [N]
+    dirtied: Array  # bool [N]
 
     @classmethod
     def empty(cls, n: int, like: dict[str, Array]) -> _Results:
         outputs = {name: np.empty((n, *value.shape[1:]), value.dtype) for name, value in like.items()}
-        return cls(outputs, np.empty(n, bool), np.empty(n, np.int64), np.empty(n, np.int64))
+        return cls(outputs, np.empty(n, bool), np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, bool))
 
-    def put(self, rows: Rows, outputs: dict[str, Array], rejected: Array, step: Array, time: Array) -> None:
+    def put(
+        self, rows: Rows, outputs: dict[str, Array], rejected: Array, step: Array, time: Array, dirtied: Array
+    ) -> None:
         for name, value in outputs.items():
             self.outputs[name][rows] = value
         self.rejected[rows] = rejected
         self.step[rows] = step
         self.previous_time[rows] = time
+        self.dirtied[rows] = dirtied
 
 
 def _waves(slots: Slots) -> Iterator[Rows]:

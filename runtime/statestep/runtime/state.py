@@ -142,6 +142,12 @@ class StateTable:
         """The streams that got a row after `mark`."""
         return [key for created, key, _ in self._moves[mark:] if created]
 
+    def unbear(self, keys: Sequence[bytes], mark: int) -> None:
+        """Take back some of the births since `mark`. Their slots are free at once: nothing was there to come back."""
+        gone = set(keys)
+        self._moves[mark:] = [move for move in self._moves[mark:] if move[1] not in gone]
+        self._free += [self._index.pop(key) for key in keys]
+
     def rewind(self, mark: int) -> None:
         """Take back the births and drops since `mark`, the last first. Rows are left as they are."""
         while len(self._moves) > mark:
