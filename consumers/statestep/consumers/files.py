@@ -2,6 +2,9 @@
 
 A file is one partition whose offsets are row numbers. A row of a CSV or Parquet file becomes the JSON object that
 a producer would have sent; a line of a JSONL file is taken as it is. `-` is standard input or output.
+
+With a `Store`, what is written counts exactly once: outputs are on the disk first, then states, offset and the
+outputs' lengths become durable together, and the next start cuts the outputs to these lengths.
 """
 
 from __future__ import annotations
@@ -9,8 +12,9 @@ from __future__ import annotations
 import csv
 import gzip
 import os
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from io import StringIO
 from itertools import islice
@@ -19,20 +23,28 @@ from typing import IO, Any
 
 import msgspec
 
-from statestep.consumers.ports import BrokerError, Change, Committed, Message, Polled, Record
+from statestep.consumers import file_progress
+from statestep.consumers.ports import BrokerError, Change, Committed, Identity, Message, Polled, Record, Transaction
+from statestep.consumers.store import Store
 from statestep.consumers.tables import FileError, file_format, lines, pyarrow, rows, stem
 
 BLOCK_ROWS = 1024
 
 
 class FileSource:
-    """One file, read once from its beginning."""
+    """One file, read from any row on."""
 
-    def __init__(self, path: str, *, text_columns: Sequence[str] = ()):
-        """Its records' key is the file's stem; `text_columns` are never taken for numbers."""
+    def __init__(self, path: str, *, text_columns: Sequence[str] = (), store: Store | None = None):
+        """Its records' key is the file's stem; `text_columns` are never taken for numbers.
+
+        With a `store` it is read on from where that says. Raises `FileError` where it is not the same file any more.
+        """
         self._path = path
         self._key = stem(path).encode()
-        self._blocks = self._read(frozenset(text_columns))
+        self._text_columns = frozenset(text_columns)
+        self._store = store
+        self._origin = None if store is None else file_progress.same_input(store, path)
+        self._blocks = self._read(0)
         self._waiting: list[bytes] = []
         self._next = 0
         self._joined = self._sought = self._ended = False
@@ -51,37 +63,49 @@ class FileSource:
         """The next rows. Of standard input, what has come so far, or nothing after `tables.PIPE_SECONDS`."""
         if not self._joined:
             self._joined = True
-            return Polled([Change("assigned", (0,))], [])
+            return Polled([Change("assigned", (0,))], [], ())
         if not self._sought:
-            return Polled([], [])
+            return Polled([], [], ())
         if not self._waiting:
             block = next(self._blocks, None)
             self._ended = block is None
             self._waiting = block or []
         values, self._waiting = self._waiting[:max_records], self._waiting[max_records:]
         first, self._next = self._next, self._next + len(values)
-        return Polled([], [Record(0, first + i, -1, self._key, value) for i, value in enumerate(values)])
+        return Polled([], [Record(0, first + i, -1, self._key, value) for i, value in enumerate(values)], ())
+
+    def identity(self) -> Identity:
+        """A file is known by its beginning."""
+        if self._origin is None:
+            self._origin = file_progress.origin(self._path)
+        return Identity(self._origin.sha256, 1, is_log=True)
 
     def committed(self, partition: int) -> Committed | None:
-        """None: a file is always read from its beginning."""
-        return None
+        """What the store says; without one a file is read from its beginning."""
+        return None if self._store is None else file_progress.committed(self._store, partition)
 
     def bounds(self, partition: int) -> tuple[int, int]:
-        """The first row; the end is not known before it is reached."""
-        return 0, self._next
+        """The first row, and as far as is known by now: the end is not, before it is reached."""
+        committed = self.committed(partition)
+        return 0, self._next if committed is None else max(self._next, committed.offset)
 
     def offset_at(self, partition: int, time_ms: int) -> int:
         """Rows have no time of their own here."""
         raise FileError(f"{self._path}: a file is read from its beginning, a start time has no meaning for it")
 
     def seek(self, partition: int, offset: int) -> None:
-        """Begin; a file cannot be read at another place."""
+        """Go on at a row; what comes by a pipe cannot be read again."""
         if offset != self._next:
-            raise FileError(f"{self._path}: cannot go to row {offset}, a file is read once and in order")
+            if not self.identity().topic_id:
+                raise FileError(f"{self._path}: cannot go to row {offset}, a pipe is read once and in order")
+            self._blocks.close()
+            self._blocks, self._waiting, self._ended = self._read(offset), [], False
+            self._next = offset
         self._sought = True
 
-    def commit(self, offsets: Mapping[int, Committed]) -> None:
-        """Nothing is kept: the run ends with the file."""
+    def pause(self, partition: int) -> None:
+        """Give nothing until the next `seek`."""
+        self._sought = False
 
     def high_watermarks(self) -> Mapping[int, int]:
         """Unknown until the end."""
@@ -96,46 +120,78 @@ class FileSource:
         """Let go of the file."""
         self._blocks.close()
 
-    def _read(self, text_columns: frozenset[str]) -> Generator[list[bytes]]:
+    def _read(self, offset: int) -> Generator[list[bytes]]:
+        """The values from a row on, in blocks."""
+        left = offset
         if file_format(self._path) == "jsonl":
-            yield from lines(self._path)
-            return
-        encode = msgspec.json.Encoder(enc_hook=str).encode  # dates of a Parquet file as text
-        table = rows(self._path)
-        while block := list(islice(table, BLOCK_ROWS)):
-            yield [encode({name: _cell(cell, name in text_columns) for name, cell in row.items()}) for row in block]
+            for block in lines(self._path):
+                skipped = min(left, len(block))
+                left -= skipped
+                if not left:
+                    yield block[skipped:]
+        else:
+            encode = msgspec.json.Encoder(enc_hook=str).encode  # dates of a Parquet file as text
+            table = rows(self._path)
+            left -= sum(1 for _ in islice(table, offset))
+            while found := list(islice(table, BLOCK_ROWS)):
+                yield [
+                    encode({name: _cell(cell, name in self._text_columns) for name, cell in row.items()})
+                    for row in found
+                ]
+        if left:
+            raise FileError(f"{self._path}: has {offset - left} rows, {offset} were read of it before")
 
 
 class FileSink:
     """Outputs to one file, dead letters as JSONL to another that is made when there is one."""
 
-    def __init__(self, path: str, dead_letters: str):
+    def __init__(self, path: str, dead_letters: str, store: Store | None = None):
+        """With a `store`, what both hold is exactly what it says. Raises `FileError` where that cannot be."""
         self._path, self._dead_path = path, dead_letters
         self._kind = file_format(path)
         if self._kind == "parquet":
             pyarrow(path)
-        self._out = _create(path)
+        self._store = store
         self._dead: IO[bytes] | None = None
         self._table: Any = None  # a CSV file's columns or a Parquet file's writer, once they are known
+        if store is None:
+            self._out = _create(path)
+        else:
+            self._go_back(store)
 
-    def send(self, messages: Sequence[Message]) -> None:
-        """Write messages to the files' buffers."""
-        with _writing(self._path):
-            self._write([message.value for message in messages if not message.dead and message.value is not None])
-        dead = [message for message in messages if message.dead]
-        with _writing(self._dead_path):
-            if dead and self._dead is None:
-                self._dead = _create(self._dead_path)
-            for message in dead:
-                assert self._dead is not None
-                self._dead.write(_dead_line(message))
+    @property
+    def keeps_states(self) -> bool:
+        """Whether there is a store."""
+        return self._store is not None
 
-    def flush(self) -> None:
-        """Hand everything to the operating system."""
+    def commit(self, transaction: Transaction, membership: Any) -> Mapping[int, int]:
+        """Write the messages, then what is to be kept. Raises `BrokerError` or `StoreError`, and nothing counts."""
+        self._send(transaction.messages)
         for path, file in ((self._path, self._out), (self._dead_path, self._dead)):
             if file is not None:
                 with _writing(path):
                     file.flush()
+                    if self._store is not None:
+                        os.fsync(file.fileno())
+        if self._store is None:
+            return {}
+        written = file_progress.Outputs(
+            str(Path(self._path).resolve()),
+            self._out.tell(),
+            str(Path(self._dead_path).resolve()),
+            0 if self._dead is None else self._dead.tell(),
+            self._table,
+        )
+        counts = Counter(state.partition for state in transaction.states)
+        positions = {partition: (self._store.position(partition) or 0) + n for partition, n in counts.items()}
+        self._store.apply(transaction.states, positions, file_progress.notes(transaction.offsets, written))
+        return positions
+
+    def recover(self) -> None:
+        """Cut off what a failed commit has written; without a store there is no way back."""
+        if self._store is not None:
+            self._let_go()
+            self._go_back(self._store)
 
     def close(self) -> None:
         """Finish the files."""
@@ -146,6 +202,40 @@ class FileSink:
             if file is not None:
                 with _writing(path):
                     file.close()
+
+    def _go_back(self, store: Store) -> None:
+        """Open the files as they were committed last."""
+        kept = file_progress.outputs(store, self._path, self._dead_path)
+        self._table = kept.columns
+        self._out = file_progress.reopen(self._path, kept.length)
+        self._dead = None
+        if kept.dead_length or Path(self._dead_path).exists():
+            try:
+                self._dead = file_progress.reopen(self._dead_path, kept.dead_length)
+            except BaseException:
+                self._out.close()
+                raise
+
+    def _let_go(self) -> None:
+        """Close the files whatever they still hold back."""
+        for file in (self._out, self._dead):
+            if file is not None:
+                with suppress(OSError):
+                    file.close()
+
+    def _send(self, messages: Sequence[Message]) -> None:
+        """Write messages to the files' buffers."""
+        with _writing(self._path):
+            self._write([message.value for message in messages if not message.dead and message.value is not None])
+        dead = [message for message in messages if message.dead]
+        with _writing(self._dead_path):
+            if dead and self._dead is None:
+                self._dead = (
+                    _create(self._dead_path) if self._store is None else file_progress.reopen(self._dead_path, 0)
+                )
+            for message in dead:
+                assert self._dead is not None
+                self._dead.write(_dead_line(message))
 
     def _write(self, outputs: Sequence[bytes]) -> None:
         if not outputs:

@@ -1,20 +1,33 @@
-"""A topic, its group and its sink in memory: what the demo runs on, what tests script, what an embedder can try.
+"""A topic, its group, its sink and its changelog in memory: what the demo runs on, what tests script.
 
 It keeps the words of `ports` and passes the same conformance suite as Kafka. Faults are scripted by hand:
-`MemorySource.assign` and `revoke` move partitions, `MemorySource.refuse_next` is a group that has moved on,
-`MemorySink.fail_next` loses acknowledgements, `MemoryBroker.delete_before` is retention.
+`MemorySource.assign` and `revoke` move partitions, `MemorySource.unsettle` is a group in the middle of a move,
+`MemorySink.fail_next` loses transactions or only the news of them, `MemoryBroker.delete_before` is retention.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
-from statestep.consumers.ports import BrokerError, Change, CommitRefused, Committed, Headers, Message, Polled, Record
+from statestep.consumers.ports import (
+    BrokerError,
+    Change,
+    Committed,
+    Headers,
+    Identity,
+    Message,
+    Polled,
+    Record,
+    StateRecord,
+    Transaction,
+    Undecided,
+)
 
 
 class MemoryBroker:
-    """One topic of `partitions` partitions, the offsets committed for it, and the messages that came out.
+    """One topic of `partitions` partitions, and all that transactions have made durable.
 
     >>> broker = MemoryBroker(partitions=1)
     >>> broker.append(0, b"pump-1", b"{}")
@@ -25,8 +38,11 @@ class MemoryBroker:
         self.topic = topic
         self.log: list[list[Record]] = [[] for _ in range(partitions)]
         self.first_kept = [0] * partitions
+        self.identity = Identity("memory", partitions, True)
         self.offsets: dict[int, Committed] = {}
         self.messages: list[Message] = []
+        self.changelog: list[list[StateRecord]] = [[] for _ in range(partitions)]
+        self.owner: dict[int, MemorySource] = {}
 
     def append(
         self, partition: int, key: bytes | None, value: bytes | None, timestamp_ms: int = -1, headers: Headers = ()
@@ -39,6 +55,18 @@ class MemoryBroker:
     def delete_before(self, partition: int, offset: int) -> None:
         """What retention does: records below `offset` can no longer be read."""
         self.first_kept[partition] = max(self.first_kept[partition], offset)
+
+    def write(self, transaction: Transaction, membership: Any) -> dict[int, int]:
+        """Make a transaction durable; the changelog's positions after it. Refuses whoever does not own a partition."""
+        for partition in transaction.offsets:
+            if self.owner.get(partition) is not membership:
+                raise Undecided(f"partition {partition} belongs to another member")
+        self.messages += transaction.messages
+        for record in transaction.states:
+            log = self.changelog[record.partition]
+            log.append(record._replace(offset=len(log)))
+        self.offsets.update(transaction.offsets)
+        return {partition: len(self.changelog[partition]) for partition in {r.partition for r in transaction.states}}
 
     @property
     def outputs(self) -> list[Message]:
@@ -68,7 +96,7 @@ class MemorySource:
         chosen = range(len(broker.log)) if partitions is None else partitions
         self._changes = [Change("assigned", tuple(chosen))]
         self._position: dict[int, int | None] = {}
-        self._refusals = 0
+        self._unsettled = 0
         self._feed = feed
         self._fed = feed is None
 
@@ -90,9 +118,13 @@ class MemorySource:
         """Take partitions away at the next poll."""
         self._changes.append(Change("lost" if lost else "revoked", partitions))
 
-    def refuse_next(self, commits: int = 1) -> None:
-        """Let the next commits be refused: nothing of what they hold is kept."""
-        self._refusals += commits
+    def unsettle(self, polls: int = 1) -> None:
+        """Let the group be in the middle of a move for so many polls: nothing can be committed after them."""
+        self._unsettled += polls
+
+    def identity(self) -> Identity:
+        """What the topic is now."""
+        return self.broker.identity
 
     def poll(self, timeout_s: float, max_records: int) -> Polled:
         """Give what is there, without waiting."""
@@ -106,15 +138,19 @@ class MemorySource:
             for partition in change.partitions:
                 if change.kind == "assigned":
                     self._position[partition] = None  # until the service seeks
+                    self.broker.owner[partition] = self
                 else:
                     self._position.pop(partition, None)
+                    if self.broker.owner.get(partition) is self:
+                        del self.broker.owner[partition]
         records: list[Record] = []
         for partition, position in self._position.items():
             if position is not None:
                 taken = list(islice(self.broker.log[partition], position, position + max_records - len(records)))
                 self._position[partition] = position + len(taken)
                 records += taken
-        return Polled(changes, records)
+        settled, self._unsettled = not self._unsettled, max(self._unsettled - 1, 0)
+        return Polled(changes, records, self if settled else None)
 
     def committed(self, partition: int) -> Committed | None:
         """What was committed last, or None."""
@@ -137,12 +173,10 @@ class MemorySource:
             raise BrokerError(f"offset {offset} of partition {partition} is not kept")
         self._position[partition] = offset
 
-    def commit(self, offsets: Mapping[int, Committed]) -> None:
-        """Keep `offsets` in the broker."""
-        if self._refusals:
-            self._refusals -= 1
-            raise CommitRefused("the group has moved on")
-        self.broker.offsets.update(offsets)
+    def pause(self, partition: int) -> None:
+        """Give nothing of a partition until it is sought to again."""
+        if partition in self._position:
+            self._position[partition] = None
 
     def high_watermarks(self) -> Mapping[int, int]:
         """The length of each owned partition's log."""
@@ -163,29 +197,72 @@ class MemorySource:
 
 
 class MemorySink:
-    """Keeps messages until `flush`, then hands them to the broker."""
+    """Commits to the broker at once."""
 
     def __init__(self, broker: MemoryBroker):
         self.broker = broker
-        self._pending: list[Message] = []
-        self._failures = 0
+        self._failures: list[tuple[Exception, bool]] = []
 
-    def fail_next(self, flushes: int = 1) -> None:
-        """Let the next flushes fail: nothing of what they hold is kept."""
-        self._failures += flushes
+    @property
+    def keeps_states(self) -> bool:
+        """Always: as long as the broker object lives."""
+        return True
 
-    def send(self, messages: Sequence[Message]) -> None:
-        """Take messages."""
-        self._pending += messages
+    def fail_next(self, error: Exception | None = None, *, counts: bool = False) -> None:
+        """Let the next transaction fail, for those before it in turn; with `counts` only the news of it is lost."""
+        self._failures.append((error or Undecided("no acknowledgement"), counts))
 
-    def flush(self) -> None:
-        """Hand over everything sent."""
-        pending, self._pending = self._pending, []
-        if self._failures:
-            self._failures -= 1
-            raise BrokerError(f"{len(pending)} messages were not acknowledged")
-        self.broker.messages += pending
+    def commit(self, transaction: Transaction, membership: Any) -> Mapping[int, int]:
+        """Make a transaction durable, unless a fault was scripted."""
+        error, counts = self._failures.pop(0) if self._failures else (None, True)
+        positions = self.broker.write(transaction, membership) if counts else {}
+        if error is not None:
+            raise error
+        return positions
+
+    def recover(self) -> None:
+        """Nothing is ever left open."""
 
     def close(self) -> None:
-        """Flush."""
-        self.flush()
+        """Nothing is held."""
+
+
+class MemoryChangelog:
+    """Reads the broker's changelog."""
+
+    def __init__(self, broker: MemoryBroker):
+        self.broker = broker
+        self._open: dict[int, tuple[int, int]] = {}  # by partition: position and end
+
+    def open(self, partition: int, position: int | None = None) -> bool:
+        """Begin to read what is committed by now."""
+        end = len(self.broker.changelog[partition])
+        if position is not None and not 0 <= position <= end:
+            return False
+        self._open[partition] = (position or 0, end)
+        return True
+
+    def read(self, max_records: int) -> Sequence[StateRecord]:
+        """The next records of the open partitions."""
+        records: list[StateRecord] = []
+        for partition, (position, end) in self._open.items():
+            stop = min(end, position + max_records - len(records))
+            records += self.broker.changelog[partition][position:stop]
+            self._open[partition] = (max(stop, position), end)
+        return records
+
+    def finished(self, partition: int) -> bool:
+        """Whether everything was read."""
+        position, end = self._open[partition]
+        return position >= end
+
+    def position(self, partition: int) -> int:
+        """The offset after the last record read."""
+        return self._open[partition][0]
+
+    def shut(self, partition: int) -> None:
+        """Read no more of a partition."""
+        self._open.pop(partition, None)
+
+    def close(self) -> None:
+        """Nothing is held."""

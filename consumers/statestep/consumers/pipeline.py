@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import msgspec
 import numpy as np
@@ -17,8 +17,11 @@ from statestep.consumers.checkpoint import Progress
 from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, Decoder, Encoder, Ended, Observation, Refused
 from statestep.consumers.ports import Message, Record
 from statestep.runtime import NO_TIME, Advanced, Engine
+from statestep.runtime.engine import OFFSET
 
 GAP_PERIODS = 1.5  # a stream that was silent for longer has a gap
+NOTHING: Mapping[tuple[int, int], int] = {}
+UNDELIVERABLE = Refused("undeliverable", "no broker takes its output; its stream has advanced all the same")
 Array = np.ndarray[Any, Any]
 Policy = Literal["dead-letter", "skip", "fail"]
 Decoded = Observation | Ended | Refused
@@ -81,8 +84,11 @@ class Batch:
     """The result of applying records, not yet encoded."""
 
     work: list[Advance | Refusal | Ending]  # what is to be answered, in order
-    progress: dict[int, Progress]
+    before: Mapping[int, Progress]
+    progress: dict[int, Progress]  # of the partitions that records came from, after them
     tally: Tally
+    # By partition the streams that were clean and are dirty now, with the offset that made them so, rising.
+    dirtied: dict[int, list[tuple[int, bytes]]] = field(default_factory=dict)
     # For metrics and for the page of streams: an array for each call of the engine.
     scores: list[tuple[Array, Array]] = field(default_factory=list)  # (slots, scores) of what was applied, replays too
     columns: dict[str, list[Array]] = field(default_factory=dict)  # by role
@@ -149,9 +155,13 @@ class Pipeline:
     ) -> Batch:
         """Advance the streams of `records`, in order.
 
-        Records below their partition's `resume` are applied like all others; only their answers are suppressed.
+        Records below their partition's `next` are applied like all others; only their answers are suppressed.
+        Raises `checkpoint.Stop` where the log is not what it was when they were applied before.
         """
-        batch = Batch([], dict(progress), Tally())
+        offsets: dict[int, list[int]] = {}
+        for record in records:
+            offsets.setdefault(record.partition, []).append(record.offset)
+        batch = Batch([], progress, {p: progress[p].applied(found) for p, found in offsets.items()}, Tally())
         run: list[Row] = []
         for record, what in zip(records, decoded, strict=True):
             if isinstance(what, Observation):
@@ -163,28 +173,48 @@ class Pipeline:
                 run = []
                 self._end(batch, record, what.key)
         self._advance(batch, run)
-        batch.tally.consumed.update(record.partition for record in records)
+        batch.tally.consumed.update({partition: len(found) for partition, found in offsets.items()})
         batch.tally.bytes = sum(len(record.value or b"") for record in records)
-        for partition, offset in {record.partition: record.offset for record in records}.items():  # the last of each
-            batch.progress[partition] = batch.progress[partition].advanced(offset)
         return batch
 
-    def encode(self, batch: Batch) -> list[Message]:
-        """The messages that answer a batch: outputs in the order of their records, then dead letters likewise."""
+    def encode(self, batch: Batch, undeliverable: Mapping[tuple[int, int], int] = NOTHING) -> list[Message]:
+        """The messages that answer a batch: outputs in the order of their records, then dead letters likewise.
+
+        `undeliverable` names records, by partition and offset, whose answer no broker took, and how often: theirs is
+        a dead letter, and at last a bare one. Their streams advance as if nothing were: a replay must decide alike.
+        """
         messages: list[Message] = []
         refusals: list[Refusal] = []
         for item in batch.work:
-            if isinstance(item, Advance):
-                messages += self._outputs(item)
-            elif isinstance(item, Ending):
-                messages.append(self.encoder.tombstone(item.record))
-            else:
+            if isinstance(item, Refusal):
                 refusals.append(item)
+                continue
+            answers = [self.encoder.tombstone(item.record)] if isinstance(item, Ending) else self._outputs(item)
+            if undeliverable:
+                records = [item.record] if isinstance(item, Ending) else [row.record for row in item.rows]
+                lost = [i for i, r in enumerate(records) if (r.partition, r.offset) in undeliverable]
+                if lost and self._policy == "fail":
+                    self._stop(records[lost[0]], UNDELIVERABLE)
+                refusals += [Refusal(records[i], UNDELIVERABLE) for i in lost]
+                answers = [answer for i, answer in enumerate(answers) if i not in lost]
+                batch.tally.refused.update({UNDELIVERABLE.reason: len(lost)})
+                batch.tally.tombstones -= len(lost) if isinstance(item, Ending) else 0
+                batch.tally.predicted -= 0 if isinstance(item, Ending) else len(lost)
+            messages += answers
         if self._policy == "dead-letter":
             # What a feature's value shows is found after what the JSON shows; offsets put them in order again.
             refusals.sort(key=lambda refusal: (refusal.record.partition, refusal.record.offset))
-            messages += [self.encoder.dead_letter(r.record, r.why, self._max_dead_letter_bytes) for r in refusals]
+            messages += [self._dead_letter(refusal, undeliverable) for refusal in refusals]
         return messages
+
+    def _dead_letter(self, refusal: Refusal, undeliverable: Mapping[tuple[int, int], int]) -> Message:
+        """The dead letter of a record; bare where it was refused as it is."""
+        record, why = refusal
+        refused = undeliverable.get((record.partition, record.offset), 0)
+        if refused > (why is UNDELIVERABLE):
+            record = record._replace(headers=())
+            return self.encoder.dead_letter(record, why, 0)
+        return self.encoder.dead_letter(record, why, self._max_dead_letter_bytes)
 
     def _advance(self, batch: Batch, run: list[Row]) -> None:
         """One call of the engine, for the rows between two tombstones."""
@@ -195,24 +225,41 @@ class Pipeline:
                     self._refuse(batch, row.record, why)
             good = [i for i, why in enumerate(refused) if why is None]
             run, x = [run[i] for i in good], x[good]
+        keys = [stream_key(row.record.partition, row.observation.key) for row in run]
+        held = self._held(batch, [row.record for row in run], keys)  # [N]
+        if held.any():
+            batch.tally.replayed += int(held.sum())
+            new = np.flatnonzero(~held).tolist()
+            run, keys, x = [run[i] for i in new], [keys[i] for i in new], x[new]
         if not run:
             return
-        keys = [stream_key(row.record.partition, row.observation.key) for row in run]
         times = np.fromiter((row.observation.time for row in run), np.int64, len(run))  # [N]
-        out = self.engine.advance(keys, x, times)
+        offsets = np.fromiter((row.record.offset for row in run), np.int64, len(run))  # [N]
+        out = self.engine.advance(keys, x, times, offsets)
+        for i in np.flatnonzero(out.dirtied).tolist():
+            batch.dirtied.setdefault(run[i].record.partition, []).append((run[i].record.offset, keys[i]))
         batch.tally.waves.append(out.waves)
         batch.tally.runs += out.runs
         batch.tally.rows.append(len(run))
-        resume = {partition: progress.resume for partition, progress in batch.progress.items()}
         if (scores := out.role("score")) is not None:
             batch.scores.append((out.slots[~out.rejected], scores[~out.rejected]))
-        live = np.fromiter((row.record.offset >= resume[row.record.partition] for row in run), bool, len(run))  # [N]
+        answered = {partition: batch.before[partition].next for partition in batch.progress}
+        live = np.fromiter((r.offset >= answered[r.partition] for r, _ in run), bool, len(run))  # [N]
         batch.tally.replayed += len(run) - int(live.sum())
         for i in np.flatnonzero(out.rejected & live).tolist():
             self._refuse(batch, run[i].record, Refused("non-finite", "the model's result is not finite"))
         kept = np.flatnonzero(live & ~out.rejected)  # [n]
         if kept.size:
             self._note(batch, [run[i] for i in kept.tolist()], x[kept], times, out, kept)
+
+    def _held(self, batch: Batch, records: Sequence[Record], streams: Sequence[bytes]) -> Array:
+        """bool [N]: replayed records that the state of their stream holds already, since it was written later."""
+        replayed = np.fromiter((r.offset < batch.before[r.partition].next for r in records), bool, len(records))  # [N]
+        if replayed.any():
+            slots = self.engine.table.slots(streams)  # [N]
+            offsets = np.fromiter((record.offset for record in records), np.int64, len(records))  # [N]
+            replayed &= (slots >= 0) & (self.engine.table.column(OFFSET)[slots] >= offsets)
+        return replayed
 
     def _note(self, batch: Batch, rows: list[Row], x: Array, times: Array, out: Advanced, kept: Array) -> None:
         """Keep what the answers and the metrics need of the rows that are live."""
@@ -256,8 +303,13 @@ class Pipeline:
         return messages
 
     def _end(self, batch: Batch, record: Record, key: bytes) -> None:
-        """Forget the stream that a tombstone names, and pass the tombstone on."""
-        self.engine.drop([stream_key(record.partition, key)])
+        """End the stream that a tombstone names, and pass the tombstone on."""
+        stream = stream_key(record.partition, key)
+        if self._held(batch, [record], [stream]).any():
+            batch.tally.replayed += 1
+            return
+        if self.engine.end([stream], np.array([record.offset])).any():
+            batch.dirtied.setdefault(record.partition, []).append((record.offset, stream))
         if self._suppressed(batch, record):
             return
         batch.tally.tombstones += 1
@@ -267,15 +319,18 @@ class Pipeline:
         if self._suppressed(batch, record):
             return
         if self._policy == "fail":
-            raise BadMessage(
-                f"partition {record.partition}, offset {record.offset}: {why.sentence} ({why.reason}); "
-                "--on-bad-message dead-letter would set it aside and go on"
-            )
+            self._stop(record, why)
         batch.tally.refused[why.reason] += 1
         batch.work.append(Refusal(record, why))
 
+    def _stop(self, record: Record, why: Refused) -> NoReturn:
+        raise BadMessage(
+            f"partition {record.partition}, offset {record.offset}: {why.sentence} ({why.reason}); "
+            "--on-bad-message dead-letter would set it aside and go on"
+        )
+
     def _suppressed(self, batch: Batch, record: Record) -> bool:
         """Whether a record was answered before; counted as replayed if so."""
-        replayed = record.offset < batch.progress[record.partition].resume
+        replayed = record.offset < batch.before[record.partition].next
         batch.tally.replayed += replayed
         return replayed

@@ -1,13 +1,14 @@
-"""What the service asks of the world: a source of records and a sink for messages.
+"""What the service asks of the world: a source of records, a sink that commits, and a changelog to restore from.
 
-`broker.py`, `files.py` and `memory.py` are the adapters; one conformance suite holds them to the words here.
-A source reads one topic, whose partitions are numbered from 0. All calls come from one thread.
+`kafka_source.py` and its like, `librdkafka.py`, `files.py` and `memory.py` are the adapters; one conformance suite
+holds them to the words here. A source reads one topic, whose partitions are numbered from 0; the changelog has as
+many. All calls come from one thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -48,19 +49,57 @@ class Committed(NamedTuple):
     metadata: str
 
 
+class StateRecord(NamedTuple):
+    """One record of the changelog: what is durable of a stream, or a partition's marker. See `changelog`."""
+
+    partition: int
+    key: bytes
+    value: bytes | None  # None: a tombstone, the stream has ended
+    offset: int = -1  # its place in the changelog, once it is there
+
+
+class Transaction(NamedTuple):
+    """What becomes durable together, or not at all."""
+
+    messages: Sequence[Message]  # in the order in which they are to be written
+    states: Sequence[StateRecord]  # likewise; each partition's marker is its last
+    offsets: Mapping[int, Committed]  # for every partition that messages or states belong to
+
+
 class Polled(NamedTuple):
     """What a poll brought: changes first, in order, then records of the partitions owned after them."""
 
     changes: Sequence[Change]
     records: Sequence[Record]
+    membership: Any  # this process's standing in the group, for the sink's eyes; None: nothing may be committed now
+
+
+class Identity(NamedTuple):
+    """What makes the input the same log as before."""
+
+    topic_id: str  # another one after the topic was deleted and made anew
+    partitions: int  # with another number, keys lie elsewhere
+    is_log: bool  # whether it keeps every record until retention takes it; a compacted topic does not
 
 
 class BrokerError(RuntimeError):
     """The other side cannot be reached, or refuses: one sentence. Nothing that was not committed counts."""
 
 
-class CommitRefused(RuntimeError):
-    """Offsets were not committed because the group has moved on; the next poll tells which partitions are left."""
+class Undecided(RuntimeError):
+    """A transaction failed; whether it counts is not known before `Sink.recover` and a look at what is committed."""
+
+
+class Rejected(Undecided):
+    """A message was refused for what it is, such as its size: the same transaction would fail again."""
+
+
+class Fenced(RuntimeError):
+    """Another process has taken this one's place. It must not write again, nor try."""
+
+
+class Blocked(RuntimeError):
+    """A call of the client did not return before its deadline. Whatever it was doing is undecided."""
 
 
 class Source(Protocol):
@@ -72,7 +111,10 @@ class Source(Protocol):
 
     @property
     def partitions(self) -> int:
-        """How many partitions the topic has."""
+        """How many partitions the topic had when the source was made."""
+
+    def identity(self) -> Identity:
+        """What the topic is now; asks. May raise `BrokerError`."""
 
     def poll(self, timeout_s: float, max_records: int) -> Polled:
         """Wait for records up to `timeout_s`; give at most `max_records` of them.
@@ -81,7 +123,7 @@ class Source(Protocol):
         """
 
     def committed(self, partition: int) -> Committed | None:
-        """What was committed last, or None."""
+        """What was committed last, or None. A commit under way is waited for. May raise `BrokerError`."""
 
     def bounds(self, partition: int) -> tuple[int, int]:
         """The offsets of the first record that is still kept and of the next one to be written."""
@@ -90,10 +132,10 @@ class Source(Protocol):
         """The offset of the first record made at `time_ms` or later; the next one to be written if there is none."""
 
     def seek(self, partition: int, offset: int) -> None:
-        """Go on reading at `offset`."""
+        """Go on reading at `offset`. For a partition that is no longer owned it does nothing."""
 
-    def commit(self, offsets: Mapping[int, Committed]) -> None:
-        """Keep `offsets` so that whoever owns the partitions next finds them. May raise `CommitRefused`."""
+    def pause(self, partition: int) -> None:
+        """Give no records of an owned partition until the next `seek`."""
 
     def high_watermarks(self) -> Mapping[int, int]:
         """For each owned partition the offset of the next record to be written, as far as it is known unasked."""
@@ -107,13 +149,52 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """Where outputs and dead letters go."""
+    """Where outputs, dead letters, states and offsets go, in transactions."""
 
-    def send(self, messages: Sequence[Message]) -> None:
-        """Take messages, to be written in order. May raise `BrokerError`."""
+    @property
+    def keeps_states(self) -> bool:
+        """Whether states and offsets are kept at all; without, a run that ends early begins anew."""
 
-    def flush(self) -> None:
-        """Return once everything sent is acknowledged; raise `BrokerError` if any of it is not."""
+    def commit(self, transaction: Transaction, membership: Any) -> Mapping[int, int]:
+        """Make a transaction durable; `membership` is of the poll just before.
+
+        Returns once it counts: for each partition with states the changelog's position after them. Raises
+        `Undecided`, `Rejected`, `Fenced` or `Blocked`; but for `Fenced`, `recover` must come before the next commit.
+        """
+
+    def recover(self) -> None:
+        """After a failed commit: end whatever it left open, so that it counts or never will.
+
+        May raise `BrokerError` (try again later), `Fenced` or `Blocked`.
+        """
 
     def close(self) -> None:
-        """Flush and let go."""
+        """Let go. Nothing is left open by a commit that returned."""
+
+
+class Changelog(Protocol):
+    """The durable states of every partition, read back in the order in which they were committed.
+
+    Several partitions can be open at a time. Compaction may have removed records that later ones replace.
+    """
+
+    def open(self, partition: int, position: int | None = None) -> bool:
+        """Begin to read what is committed by now, from `position` or from the beginning.
+
+        False, and nothing is opened, where `position` is no longer or not yet there. May raise `BrokerError`.
+        """
+
+    def read(self, max_records: int) -> Sequence[StateRecord]:
+        """Records of the open partitions, in order within each; none where there are none yet. Does not wait long."""
+
+    def finished(self, partition: int) -> bool:
+        """Whether everything that was committed when it was opened has been read."""
+
+    def position(self, partition: int) -> int:
+        """The offset after the last record that was read."""
+
+    def shut(self, partition: int) -> None:
+        """Read no more of a partition."""
+
+    def close(self) -> None:
+        """Let go."""

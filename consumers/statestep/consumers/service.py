@@ -1,85 +1,52 @@
-"""The loop: poll, apply, send, flush, commit. All control flow of the service is here, and every effect is in order.
+"""The loop: poll, restore, apply, commit. All control flow of the service is here, and every effect is in order.
 
-Delivery is at-least-once: outputs are acknowledged before offsets are committed, so after a crash some are sent
-again, with the same bits. States are never lost: see `checkpoint`. Only raw records wait across polls; what was
-advanced is sent and committed before the next one, so a partition can be taken away at any poll.
+Only raw records wait across polls: what was advanced is committed before the next one, or taken back. A transaction
+holds answers, a slice of the states that are older in the changelog than in memory, markers and offsets; nothing
+becomes the streams' own before it is known to count. `checkpoint` has the words, `restore` the way back.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from typing import Any
 
-import numpy as np
-
 from statestep.consumers import checkpoint
-from statestep.consumers.board import Board
-from statestep.consumers.checkpoint import Progress
-from statestep.consumers.http import Health, Pages
+from statestep.consumers.bounds import Bounds
+from statestep.consumers.changelog import StateCodec
+from statestep.consumers.checkpoint import Policies
 from statestep.consumers.metrics import Metrics
+from statestep.consumers.pages import Pager
+from statestep.consumers.partitions import Partitions
 from statestep.consumers.pipeline import Batch, Pipeline, Policy, split_key
-from statestep.consumers.ports import Change, CommitRefused, Record, Sink, Source
-from statestep.runtime import NO_TIME, Engine, Model
-from statestep.runtime.state import Array
+from statestep.consumers.ports import (
+    Blocked,
+    BrokerError,
+    Change,
+    Changelog,
+    Identity,
+    Record,
+    Rejected,
+    Sink,
+    Source,
+    Undecided,
+)
+from statestep.consumers.report import Summary, count, standing, timed
+from statestep.consumers.restore import Restored, Restorer, answers, looked_at
+from statestep.consumers.spill import Spill
+from statestep.consumers.store import Store, StoreError
+from statestep.consumers.timed import keep_freed_memory
+from statestep.consumers.transaction import Composer, Limits, Turn
+from statestep.runtime import Engine
 
 log = logging.getLogger("statestep")
 
-POLL_SECONDS = 0.2  # the longest a signal waits to be seen
-LIVE_SECONDS = 180.0  # a loop that has not come round for longer is stuck; a flush alone may wait for 120 in an outage
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When raw records are applied: after an interval, or once there are enough."""
-
-    commit_interval_s: float = 0.1
-    batch_records: int = 4096
-
-
-@dataclass(slots=True)
-class Summary:
-    """What a run did."""
-
-    consumed: int = 0
-    predicted: int = 0
-    refused: int = 0
-    tombstones: int = 0
-    replayed: int = 0
-    anomalies: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
-
-
-def keep_freed_memory() -> None:
-    """Let freed memory stay with the process, which the next batch takes again.
-
-    By default glibc hands it back once the top of the heap has twice its largest freed block, and the next batch
-    faults it in anew, at a tenth of its cost. A freed block of 16 MiB lifts that bound (mallopt(3), under
-    M_TRIM_THRESHOLD). Elsewhere this does nothing.
-    """
-    np.empty(16 << 20, np.uint8)
-
-
-class TimedModel:
-    """A model that reports how long each run takes; the engine itself reads no clock."""
-
-    def __init__(self, model: Model, report: Callable[[float], None], clock: Callable[[], float] = time.perf_counter):
-        self.contract = model.contract
-        self.initial_states = model.initial_states
-        self._step = model.step
-        self._report = report
-        self._clock = clock
-
-    def step(self, x: Array, states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
-        """The model's own step, timed."""
-        began = self._clock()
-        result = self._step(x, states)
-        self._report(self._clock() - began)
-        return result
+POLL_S = 0.2  # the longest a signal waits to be seen
+STARTS = 5  # tries to make the sink ready, each with a deadline of its own
+RETRY_S = 1.0  # between two tries to find out what became of a transaction
+LOOK_S = 600.0  # between two looks at whether the input is still the log it was
 
 
 class Service:
@@ -89,35 +56,62 @@ class Service:
         self,
         source: Source,
         sink: Sink,
+        changelog: Changelog,
         pipeline: Pipeline,
         metrics: Metrics,
-        fingerprint: str,
         *,
+        model: str,
+        semantics: str = "",
+        policies: Policies | None = None,
         start: Callable[[int], int] | None = None,
         limits: Limits | None = None,
         policy: Policy = "dead-letter",
+        store: Store | None = None,
         on_batch: Callable[[Batch], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ):
-        """`start` gives the offset where a new application begins in a partition; by default the first one kept."""
+        """`model` is the fingerprint, `semantics` a hash of all that decides states, `start` gives the offset where a
+        new application begins in a partition, by default the first one kept. `store` is a local copy of the changelog.
+        """
         self._source = source
         self._sink = sink
         self._pipeline = pipeline
         self._engine: Engine = pipeline.engine
         self._metrics = metrics
-        self._fingerprint = fingerprint
-        self._start = start or (lambda partition: source.bounds(partition)[0])
         self._limits = limits or Limits()
         self._policy = policy
         self._on_batch = on_batch
-        self._progress: dict[int, Progress] = {}
-        self._owed: dict[int, Progress] = {}  # commits that were refused, to be tried again after the next poll
-        self._buffer: list[Record] = []
-        self._board = Board(self._engine)
+        self._clock = clock
         self._lock = Lock()  # held while streams change, and while a page looks at them
-        self._joined = False
-        self._draining = False
-        self._looped_at = time.monotonic()
-        self._due_at = float("inf")
+        self._codec = StateCodec(self._engine.model.contract)
+        self._restorer = Restorer(
+            source,
+            changelog,
+            self._engine,
+            self._codec,
+            semantics=semantics,
+            model=model,
+            policies=policies or Policies(),
+            start=start or (lambda partition: source.bounds(partition)[0]),
+            lock=self._lock,
+        )
+        self._composer = Composer(
+            self._engine, self._codec, keeps_states=sink.keeps_states, semantics=semantics, model=model
+        )
+        self._spill = Spill(self._engine, self._codec, store, metrics)
+        self._restorer.store = store
+        self._partitions = Partitions(keeps_states=sink.keeps_states)
+        self._identity = Identity("", source.partitions, True)
+        self._buffer: list[Record] = []
+        # Half of the table is for dirty streams.
+        room = self._limits.batch_records if store is None else max(self._engine.table.capacity // 2, 1)
+        self._bounds = Bounds(min(self._limits.batch_records, room), self._limits.batch_bytes)
+        self._doubt: Turn | None = None
+        self._turned_s = self._retry_s = self._looked_s = clock()
+        self._due_s = float("inf")
+        self._draining_s: float | None = None
+        self._settled = True  # whether the last poll was of a group at rest
+        self.pager = Pager(self._engine, self._lock, clock)
         self.summary = Summary()
         metrics.capacity.set(self._engine.table.capacity)
         keep_freed_memory()
@@ -125,235 +119,282 @@ class Service:
     def run(self, stopping: Callable[[], bool] = lambda: False) -> Summary:
         """Serve until `stopping` or until the source is exhausted; what was taken by then is finished and committed.
 
-        Any exception leaves offsets where they were committed last: a new `Service` goes on from there.
+        Any exception leaves what is durable as it was committed last: a new `Service` goes on from there.
         """
         self._metrics.up.state("running")
         try:
-            while True:
-                self._looped_at = time.monotonic()
-                last = stopping()
-                if last and not self._draining:
-                    self._draining = True
-                    self._metrics.up.state("draining")
-                self._take(0.0 if last else self._patience())
-                last = last or self._source.exhausted
-                full = len(self._buffer) >= self._limits.batch_records
-                if self._buffer and (last or full or time.monotonic() >= self._due_at):
-                    self._turn()
-                self._report_lag()
-                if last and not self._buffer:
-                    return self.summary
+            self._begin(stopping)
+            while not self._round(stopping()):
+                pass
+            return self.summary
         except BaseException:
             self._engine.rollback()
             self._metrics.up.state("failed")
             raise
 
-    def _patience(self) -> float:
-        if not self._buffer:
-            return POLL_SECONDS
-        return min(max(self._due_at - time.monotonic(), 0.0), POLL_SECONDS)
+    def _begin(self, stopping: Callable[[], bool]) -> None:
+        """Make the sink ready; a node of the broker that is just coming or going is waited for a while."""
+        for left in reversed(range(STARTS)):
+            try:
+                self._sink.recover()
+                return
+            except BrokerError:
+                if not left or stopping():
+                    raise
 
-    def _take(self, timeout_s: float) -> None:
-        """Poll once: follow the changes, then keep the records of what is still owned."""
-        room = self._limits.batch_records - len(self._buffer)
-        with self._timed("poll"):
-            polled = self._source.poll(timeout_s, room)
+    def _round(self, last: bool) -> bool:
+        """Once around the loop; whether it was the last time."""
+        now_s = self._clock()
+        self.pager.looped(now_s)
+        if last and self._draining_s is None:
+            self._draining_s = now_s
+            self._metrics.up.state("draining")
+            for partition in self._restorer.partitions():
+                self._restorer.drop(partition)
+        with timed(self._metrics, "poll"):
+            polled = self._source.poll(self._patience(now_s), max(self._bounds.records - len(self._buffer), 1))
         self._metrics.last_poll.set(time.time())
-        lost = {p for change in polled.changes if change.kind == "lost" for p in change.partitions}
-        self._commit({p: progress for p, progress in self._owed.items() if p not in lost})
-        for change in polled.changes:
-            self._follow(change)
-        records = polled.records
-        if polled.changes:
-            records = [record for record in records if record.partition in self._progress]
-        if records and not self._buffer:
-            self._due_at = time.monotonic() + self._limits.commit_interval_s
-        self._buffer += records
+        self._settled = polled.membership is not None
+        now_s = self._clock()
+        if self._spill.lost:
+            self._store_lost(now_s)
+        if self._doubt is not None:
+            self._doubt.changes += polled.changes
+            if polled.membership is not None and now_s >= self._retry_s:
+                self._resolve(self._doubt, now_s)
+        else:
+            for change in polled.changes:
+                self._follow(change, now_s)
+            self._restore(now_s)
+            self._take(polled.records, now_s)
+            if polled.membership is not None and self._due(now_s):
+                self._turn(polled.membership, now_s)
+        self._report(now_s)
+        return self._finished(now_s)
 
-    def _follow(self, change: Change) -> None:
+    def _finished(self, now_s: float) -> bool:
+        """Whether the loop has come to its end: asked to stop, or nothing more to read, and all of it durable."""
+        if self._draining_s is None:
+            if not self._source.exhausted or self._restorer or self._partitions.opening:
+                return False
+        elif now_s - self._draining_s > self._limits.drain_s:
+            log.warning("stopping with states to write: the next start replays a little")
+            return True
+        return not (self._doubt or self._buffer or self._partitions.dirty())
+
+    def _patience(self, now_s: float) -> float:
+        """How long the poll may wait."""
+        if not self._settled:  # nothing can be committed before the group has come to rest
+            return POLL_S
+        busy = self._draining_s is not None or self._restorer.busy(now_s) or self._partitions.opening
+        if busy and self._doubt is None:
+            return 0.0
+        due_s = self._due_s if self._doubt is None else self._retry_s
+        return min(max(due_s - now_s, 0.0), POLL_S)
+
+    def _take(self, records: Sequence[Record], now_s: float) -> None:
+        """Keep the records of partitions that are running; what is polled while stopping is left to the next start."""
+        if self._draining_s is not None:
+            return
+        self._buffer += [record for record in records if record.partition in self._partitions.running]
+        if not (self._buffer or self._partitions.dirty()):  # they may have gone with their partitions
+            self._due_s = float("inf")
+        elif self._due_s == float("inf"):
+            self._due_s = max(now_s, self._turned_s) + self._limits.commit_interval_s
+
+    def _due(self, now_s: float) -> bool:
+        if not (self._buffer or self._partitions.dirty() or self._partitions.opening):
+            return False
+        hurry = self._draining_s is not None or bool(self._partitions.opening) or self._source.exhausted
+        return hurry or len(self._buffer) >= self._bounds.records or now_s >= self._due_s
+
+    # Partitions that come and go.
+
+    def _follow(self, change: Change, now_s: float) -> None:
         """Take over or let go of partitions. Nothing is uncommitted here, so letting go is forgetting."""
         self._metrics.rebalances.labels(change.kind).inc()
-        gone = set(change.partitions)
-        self._buffer = [record for record in self._buffer if record.partition not in gone]
-        with self._lock:
-            streams = self._engine.keys()
-            self._engine.drop([stream for stream in streams if split_key(stream)[0] in gone])
-            self._engine.commit()
         for partition in change.partitions:
-            self._progress.pop(partition, None)
-            self._owed.pop(partition, None)
-            self._metrics.forget(partition)
-            if change.kind == "assigned":
-                self._restore(partition)
-        if change.kind == "assigned":
-            self._joined = True
+            self._forget(partition)
+            if change.kind == "assigned" and self._draining_s is None:
+                self._restorer.begin(partition, now_s)
+        self.pager.joined |= change.kind == "assigned"
         if change.partitions:
             names = ", ".join(str(partition) for partition in sorted(change.partitions))
-            log.info("%s %s: partitions %s; now %d", self._source.topic, change.kind, names, len(self._progress))
-        self._metrics.assigned.set(len(self._progress))
+            owned = len(self._partitions.running) + len(self._partitions.opening) + len(self._restorer.partitions())
+            log.info("%s %s: partitions %s; now %d", self._source.topic, change.kind, names, owned)
+            self._metrics.assigned.set(owned)
 
-    def _restore(self, partition: int) -> None:
-        """Find where a partition goes on, and read on from where its streams began."""
-        committed = self._source.committed(partition)
-        start = self._start(partition) if committed is None else 0
-        bounds, count = self._source.bounds(partition), self._source.partitions
-        if partition >= count:
-            raise checkpoint.PartitionsChanged(
-                f"partition {partition} of {self._source.topic} was added while the {count} before it were being "
-                "read, so its keys have moved away from their states; a new --app-id begins anew"
-            )
-        plan = checkpoint.restore(committed, bounds, start, count, self._fingerprint)
-        if plan.warning:
-            log.warning("%s partition %d: %s", self._source.topic, partition, plan.warning)
-        if plan.truncated:
-            self._metrics.truncated.inc()
-        if plan.commit:
-            self._commit({partition: plan.progress})
-        if plan.progress.restoring:
-            count = plan.progress.resume - plan.progress.next
-            log.info("%s partition %d: replaying %d records to restore states", self._source.topic, partition, count)
-        self._progress[partition] = plan.progress
-        self._source.seek(partition, plan.progress.next)
+    def _forget(self, partition: int) -> None:
+        self._restorer.drop(partition)
+        self._buffer = [record for record in self._buffer if record.partition != partition]
+        self._bounds.forget(partition)
+        self._partitions.drop(partition)
+        with self._lock:
+            streams = self._engine.keys()
+            self._engine.drop([stream for stream in streams if split_key(stream)[0] == partition])
+            self._engine.commit()
+        self._spill.forget(partition)
+        self._metrics.forget(partition)
 
-    def _turn(self) -> None:
-        """Apply what was taken, and make it durable in this order:
+    def _restore(self, now_s: float) -> None:
+        """One slice of every restore; what is back goes on, or waits for its first marker."""
+        try:
+            for back in self._restorer.step(now_s):
+                self._adopt(back)
+        except StoreError as error:
+            self._spill.fail(error)
+        except Blocked:
+            if answers(self._source):
+                raise
+
+    def _adopt(self, back: Restored) -> None:
+        partition, progress = back.partition, back.plan.progress
+        self._identity = back.identity
+        self._spill.keep(partition, back.spilled, progress.epoch)
+        self.pager.restored(partition)
+        log.info(
+            "%s partition %d: %d streams restored%s; going on at %d, replaying %d messages",
+            *(self._source.topic, partition, back.streams),
+            *(f" and {back.spilled} left in the local store" if back.spilled else "", progress.next, progress.owed),
+        )
+        if self._partitions.adopt(back):
+            self._source.seek(partition, progress.position)
+
+    def _store_lost(self, now_s: float) -> None:
+        """The local store is gone: what only it held comes from the changelog again."""
+        self._restorer.store = None
+        for partition in {*self._spill.clear(), *self._restorer.partitions()}:
+            self._again(partition, now_s)
+
+    def _again(self, partition: int, now_s: float) -> None:
+        """Bring a partition back from what is durable, as if it had just been assigned."""
+        self._source.pause(partition)
+        self._forget(partition)
+        self._restorer.begin(partition, now_s)
+
+    def _turn(self, membership: Any, now_s: float) -> None:
+        """Apply what was taken, and make it durable:
 
         1. decode, advance the streams in memory, encode;
-        2. send outputs and dead letters;
-        3. flush: every one of them is acknowledged;
-        4. commit the offsets;
-        5. call the new states the streams' own.
+        2. choose which dirty streams' states go along, and mark every partition that moves;
+        3. commit it all;
+        4. make it the streams' own.
         """
-        records, self._buffer = self._buffer, []
-        with self._timed("decode"):
+        records = self._bounds.cut(self._buffer)
+        with timed(self._metrics, "decode"):
             decoded = self._pipeline.decode(records)
         # Step 1.
-        with self._lock, self._timed("advance"):
-            batch = self._pipeline.advance(records, decoded, self._progress)
-            self._board.update(batch)
-        with self._timed("encode"):
-            messages = self._pipeline.encode(batch)
-        # Steps 2 and 3.
-        with self._timed("produce"):
-            self._sink.send(messages)
-            self._sink.flush()
+        with self._lock, timed(self._metrics, "advance"):
+            if not self._spill.admit(records, decoded):
+                return
+            batch = self._pipeline.advance(records, decoded, self._partitions.running)
+        with timed(self._metrics, "encode"):
+            messages = self._pipeline.encode(batch, self._bounds.undeliverable)
+        # Step 2.
+        spills, most = self._spill.store is not None, self._limits.batch_records
+        turn = self._composer.compose(
+            records,
+            batch,
+            messages,
+            running=self._partitions.running,
+            opening=self._partitions.opening,
+            waiting=self._partitions.waiting,
+            identity=self._identity,
+            elapsed_s=now_s - self._turned_s,
+            now_s=now_s,
+            pace=self._limits.pace(
+                self._codec.size * max(len(self._partitions.running), 1),
+                at_once=not self._identity.is_log or self._partitions.crowded(batch, self._engine, spills, most),
+                ending=self._draining_s is not None or self._source.exhausted,
+                searching=self._bounds.searching,
+                idle=not records,
+            ),
+        )
+        # Step 3.
+        positions: Mapping[int, int] = {}
+        if turn.transaction.offsets:
+            try:
+                with timed(self._metrics, "commit"):
+                    positions = self._sink.commit(turn.transaction, membership)
+            except (Undecided, Blocked) as error:
+                if isinstance(error, Blocked) and answers(self._source):
+                    raise
+                self._doubted(turn, error, now_s)
+                return
         # Step 4.
-        moved = {p: progress for p, progress in batch.progress.items() if progress != self._progress[p]}
-        with self._timed("commit"):
-            self._commit({p: progress for p, progress in moved.items() if not progress.restoring})
-        # Step 5.
+        self._promote(turn, positions, now_s)
+
+    def _promote(self, turn: Turn, positions: Mapping[int, int], now_s: float) -> None:
+        """What a transaction holds is durable: it becomes the streams' own, here and in the local store."""
         with self._lock:
+            self._engine.clean(turn.streams)
             self._engine.commit()
-            self._progress = batch.progress
-        self._count(batch)
+            self.pager.board.update(turn.batch)
+        for partition in self._partitions.promote(turn, now_s):
+            self._source.seek(partition, self._partitions.running[partition].position)
+        self._spill.mirror(turn.transaction.states, positions)
+        self._buffer = self._buffer[len(turn.records) :]
+        self._bounds.taken(self._partitions.running)
+        self._turned_s, self._due_s = now_s, float("inf")
+        count(self._metrics, self.summary, turn, self._policy, self._engine)
         if self._on_batch is not None:
-            self._on_batch(batch)
+            self._on_batch(turn.batch)
 
-    def _commit(self, progress: dict[int, Progress]) -> None:
-        if not progress:
-            return
-        count = self._source.partitions
-        notes = {p: checkpoint.note(where, count, self._fingerprint) for p, where in progress.items()}
+    # What became of a transaction that failed.
+
+    def _doubted(self, turn: Turn, error: Exception, now_s: float) -> None:
+        log.warning("%s: a transaction failed, looking what became of it: %s", self._source.topic, error)
+        self._metrics.commit_failures.inc()
+        turn.refused = isinstance(error, Rejected)
+        self._doubt, self._retry_s = turn, now_s
+
+    def _resolve(self, turn: Turn, now_s: float) -> None:
+        """Find out whether a transaction counts: by what is committed for the partitions that are still ours."""
+        self._retry_s = now_s + RETRY_S  # unless it is found out now
+        gone = {p for change in turn.changes for p in change.partitions}
         try:
-            self._source.commit(notes)
-        except CommitRefused as refused:
-            # The outputs stand. Whoever owns the partitions next sends them again, with the same bits, unless the
-            # group has settled by the next poll and takes the offsets then.
-            log.warning("%s: offsets not committed yet: %s", self._source.topic, refused)
-            self._metrics.commit_failures.inc()
-            self._owed |= progress
+            if not turn.recovered:
+                self._sink.recover()
+                turn.recovered = True
+            found = {p: self._source.committed(p) for p in turn.transaction.offsets if p not in gone}
+        except BrokerError as error:
+            log.warning("%s: still not known what became of a transaction: %s", self._source.topic, error)
             return
-        for partition in progress:
-            self._owed.pop(partition, None)
-        self._metrics.commits.inc()
-        for partition, committed in notes.items():
-            self._metrics.partition(partition)[3].set(committed.offset)
-
-    def _count(self, batch: Batch) -> None:
-        """Tell the metrics and the summary what a batch did."""
-        tally, metrics = batch.tally, self._metrics
-        for partition, count in tally.consumed.items():
-            metrics.partition(partition)[0].inc(count)
-        metrics.bytes_consumed.inc(tally.bytes)
-        metrics.replayed.inc(tally.replayed)
-        metrics.tombstones.inc(tally.tombstones)
-        metrics.produced.inc(tally.predicted + tally.tombstones)
-        metrics.predictions.inc(tally.predicted)
-        metrics.out_of_order.inc(tally.out_of_order)
-        metrics.gaps.inc(tally.gaps)
-        for reason, count in tally.refused.items():
-            metrics.refused(self._policy, reason, count)
-        metrics.steps.inc(sum(tally.rows))
-        metrics.runs.inc(tally.runs)
-        metrics.waves.inc(sum(tally.waves) - len(tally.waves))
-        metrics.batch_streams.observe(tally.rows)
-        metrics.streams.set(len(self._engine))
-        metrics.state_bytes.set(self._engine.table.nbytes)
-        anomalies = int(np.count_nonzero(batch.column("anomaly")))
-        metrics.anomalies.inc(anomalies)
-        metrics.scores.observe(batch.column("score"), metrics.model)
-        metrics.errors.observe(batch.errors, metrics.model)
-        times = np.concatenate(batch.event_times) if batch.event_times else np.empty(0, np.int64)
-        times = times[times != NO_TIME]
-        if times.size:
-            # Clocks differ, and a sum that falls is taken for a restart.
-            metrics.latency.observe(np.maximum(time.time() - times / 1e9, 0.0), metrics.topic)
-            metrics.last_record.set(float(times.max()) / 1e9)
-        total = self.summary
-        total.consumed += sum(tally.consumed.values())
-        total.predicted += tally.predicted
-        total.refused += sum(tally.refused.values())
-        total.tombstones += tally.tombstones
-        total.replayed += tally.replayed
-        total.anomalies += anomalies
-        for reason, count in tally.refused.items():
-            total.reasons[reason] = total.reasons.get(reason, 0) + count
-
-    def _report_lag(self) -> None:
-        ends = self._source.high_watermarks()
-        for partition, progress in self._progress.items():
-            _, lag, position, _ = self._metrics.partition(partition)
-            position.set(progress.next)
-            if partition in ends:
-                lag.set(max(ends[partition] - progress.next, 0))
-        self._metrics.restoring.set(sum(progress.restoring for progress in self._progress.values()))
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self._metrics.stages.observe([time.perf_counter() - began], stage)
-
-    # What the HTTP server asks, from its own threads.
-
-    def pages(self) -> Pages:
-        """The service as the HTTP server shows it."""
-        return Pages(self._health, self._streams, self._stream)
-
-    def _health(self) -> Health:
-        silent = time.monotonic() - self._looped_at
-        live = silent < LIVE_SECONDS
-        restoring = [p for p, progress in list(self._progress.items()) if progress.restoring]
-        if not live:
-            reason = f"the loop has not come round for {silent:.0f} s"
-        elif self._draining:
-            reason = "finishing, then stopping"
-        elif not self._joined:
-            reason = "waiting for partitions"
-        elif restoring:
-            reason = f"replaying history of partitions {sorted(restoring)}"
+        except Blocked:
+            if answers(self._source):
+                raise
+            return
+        counts = [p for p, committed in found.items() if committed == turn.transaction.offsets[p]]
+        void = [p for p, committed in found.items() if committed == self._partitions.known.get(p)]
+        self._doubt = None
+        if found and len(counts) == len(found):
+            self._promote(turn, {}, now_s)
         else:
-            reason = "serving"
-        return Health(live, live and reason == "serving", reason)
+            self._take_back(turn, now_s)
+        for change in turn.changes:
+            self._follow(change, now_s)
+        if len(counts) < len(found):
+            for partition in found.keys() - set(void):  # someone else has written
+                self._again(partition, now_s)
+        # The client reads on from where it was, so every partition is put back to where its streams are.
+        self._buffer = []
+        for partition, progress in self._partitions.running.items():
+            self._source.seek(partition, progress.position)
 
-    def _streams(self, count: int) -> dict[str, Any]:
+    def _take_back(self, turn: Turn, now_s: float) -> None:
         with self._lock:
-            return {
-                "streams": len(self._engine),
-                "highest_scores": self._board.highest(count),
-                "stalest": self._board.stalest(count),
-            }
+            self._engine.rollback()
+        self._turned_s, self._due_s = now_s, float("inf")
+        if turn.refused:
+            self._bounds.refused(turn.records, self._codec.size)
 
-    def _stream(self, key: bytes) -> list[dict[str, Any]]:
-        with self._lock:
-            return self._board.show(key, sorted(self._progress))
+    def _report(self, now_s: float) -> None:
+        """Lag and progress for the metrics and pages, and now and then a look at the input itself."""
+        running = self._partitions.running
+        back = sorted([*self._partitions.opening, *self._restorer.partitions()])
+        restoring = standing(self._metrics, running, back, self._source.high_watermarks())
+        self._metrics.dirty.set(self._partitions.dirty())
+        self._metrics.snapshot_age.set(checkpoint.oldest(self._partitions.waiting, now_s))
+        self.pager.tell(sorted(running), restoring, self._settled, bool(self._doubt), self._draining_s is not None)
+        if now_s - self._looked_s > LOOK_S and running:
+            self._looked_s, self._identity = now_s, looked_at(self._source, self._identity)
