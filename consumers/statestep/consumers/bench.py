@@ -20,7 +20,7 @@ from statestep.consumers.codec import Decoder, Encoder, Fields
 from statestep.consumers.memory import MemoryBroker
 from statestep.consumers.pipeline import Pipeline
 from statestep.consumers.ports import Record
-from statestep.consumers.service import keep_freed_memory
+from statestep.consumers.timed import keep_freed_memory
 from statestep.runtime import Engine, StepModel
 
 Array = np.ndarray[Any, Any]
@@ -138,7 +138,7 @@ def _service_row(model: StepModel, batch: int, streams: int) -> ServiceRow:
         watch.around(name, call)
         for name, call in (("decode", pipeline.decode), ("advance", pipeline.advance), ("encode", pipeline.encode))
     )
-    progress = {0: Progress(0, 0, 0)}
+    progress = {0: Progress(sequence=0, next=0, position=0, redo=0, epoch=0)}
     best: tuple[float, dict[str, float]] = (np.inf, {})
     for _ in range(REPEATS):
         watch.seconds.clear()

@@ -46,12 +46,23 @@ class Board:
         self._fit()
         table = self._engine.table
         streams = [stream for p in partitions if (stream := stream_key(p, key)) in table]
-        return [self._row(stream, int(slot)) for stream, slot in zip(streams, table.slots(streams), strict=True)]
+        rows = [self._row(stream, int(slot)) for stream, slot in zip(streams, table.slots(streams), strict=True)]
+        return [row for row in rows if row["step"]]
+
+    def forget(self, partition: int) -> None:
+        """The streams of a partition were put there from what is durable: their slots have others' scores."""
+        self._fit()
+        held = self._engine.keys()
+        keys = [key for key in held if split_key(key)[0] == partition]
+        self._scores[self._engine.table.slots(keys)] = np.nan
 
     def _live(self) -> tuple[list[bytes], Array]:
+        """The streams that have not ended, and their slots."""
         self._fit()
         keys = self._engine.keys()
-        return keys, self._engine.table.slots(keys)  # [streams]
+        slots = self._engine.table.slots(keys)  # [streams]
+        alive = self._engine.table.column("step")[slots] > 0  # [streams]
+        return [key for key, yes in zip(keys, alive.tolist(), strict=True) if yes], slots[alive]
 
     def _fit(self) -> None:
         """Grow with the table."""

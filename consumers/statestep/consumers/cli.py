@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnxruntime as ort
 import typer
 
-from statestep.consumers import cli_convert, cli_model, cli_stream
+from statestep.consumers import cli_convert, cli_model, cli_state, cli_stream
 
 COMMANDS = (
     cli_model.fit,
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(cli_state.group)
 
 
 def main() -> None:

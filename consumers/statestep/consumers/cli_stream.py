@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from statestep.consumers import config, show, wiring
+from statestep.consumers.checkpoint import ModelChange, OffsetMismatch, Policies, SemanticsChange
 from statestep.consumers.config import ConfigError
 from statestep.consumers.options import (
     Columns,
@@ -43,6 +44,12 @@ def replay(
     dead_letters: Annotated[str | None, typer.Option(help="Refused records; beside the output by default.")] = None,
     on_bad_message: Annotated[Policy, typer.Option(help="What happens to a refused record.")] = "dead-letter",
     max_streams: Annotated[int, typer.Option(min=1, help="Streams remembered at most.")] = 1_000_000,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Keep states here, so that a run that ends early can be gone on with.")
+    ] = None,
+    on_model_change: Annotated[ModelChange, typer.Option(help="Another model over kept states.")] = "reject",
+    on_semantics_change: Annotated[SemanticsChange, typer.Option(help="Another setting over them.")] = "reject",
+    on_offset_mismatch: Annotated[OffsetMismatch, typer.Option(help="A file that does not go with them.")] = "stop",
     state: States = None,
     constant: Values = None,
     features: Columns = None,
@@ -66,6 +73,9 @@ def replay(
             dead_letters=dead_letters,
             policy=on_bad_message,
             max_streams=max_streams,
+            state_dir=state_dir,
+            policies=Policies(on_offset_mismatch, on_model_change, on_semantics_change),
+            by_hand=known,
             stopping=stop.is_set,
             on_batch=lambda batch: progress.advance(task, sum(batch.tally.consumed.values())),
         )
@@ -97,9 +107,35 @@ def run(
     key: Annotated[str | None, typer.Option(help="The field that names the stream; else the record's key.")] = None,
     time: Annotated[str | None, typer.Option(help="The field that holds the time; ts by default.")] = None,
     on_bad_message: Annotated[str | None, typer.Option(help="dead-letter, skip or fail.")] = None,
-    max_streams: Annotated[int | None, typer.Option(help="Streams remembered at most.")] = None,
+    guarantee: Annotated[str | None, typer.Option(help="exactly-once or at-least-once.")] = None,
+    client: Annotated[str | None, typer.Option(help="kafka-python, or librdkafka, an extra.")] = None,
+    instance_id: Annotated[
+        str | None, typer.Option(help="A lasting name of this process: a restart under it takes over at once.")
+    ] = None,
+    max_streams: Annotated[int | None, typer.Option(help="Streams in memory at most.")] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="A local copy of the states, for quick restarts and more streams than memory.")
+    ] = None,
     batch_records: Annotated[int | None, typer.Option(help="Records committed together at most.")] = None,
+    batch_bytes: Annotated[int | None, typer.Option(help="Bytes of these records at most.")] = None,
     commit_interval_ms: Annotated[int | None, typer.Option(help="How long a record waits for others.")] = None,
+    snapshot_interval_ms: Annotated[
+        int | None, typer.Option(help="How old a state may grow before it is written; 0 writes each at once.")
+    ] = None,
+    snapshot_bytes: Annotated[int | None, typer.Option(help="Bytes of states in one transaction at most.")] = None,
+    session_timeout_ms: Annotated[
+        int | None, typer.Option(help="Silence after which the group drops this process.")
+    ] = None,
+    transaction_timeout_ms: Annotated[
+        int | None, typer.Option(help="Silence after which the broker aborts a transaction.")
+    ] = None,
+    on_model_change: Annotated[str | None, typer.Option(help="Another model over old states: reject or cold.")] = None,
+    on_semantics_change: Annotated[
+        str | None, typer.Option(help="Other settings or releases over a replay: reject, replay or cold.")
+    ] = None,
+    on_offset_mismatch: Annotated[
+        str | None, typer.Option(help="A group's offset that does not go with the states: stop, marker, cold or skip.")
+    ] = None,
     max_message_bytes: Annotated[int | None, typer.Option(help="A larger value is a dead letter.")] = None,
     dead_letter_max_bytes: Annotated[int | None, typer.Option(help="A dead letter's value is cut to this.")] = None,
     http_host: Annotated[str | None, typer.Option(help="Where metrics and health are served.")] = None,
@@ -167,13 +203,13 @@ def fleet(
         count = fleet_producer.write_fleet(out_path, seed=seed, pumps=pumps, days=days or 5.0)
     else:
         assert topic is not None
-        sink = fleet_producer.open_topic({"bootstrap_servers": bootstrap_servers.split(",")}, topic)
+        writer = fleet_producer.open_topic({"bootstrap_servers": bootstrap_servers.split(",")}, topic)
         try:
             count = fleet_producer.produce_fleet(
-                sink, seed=seed, pumps=pumps, days=days, speed=speed, stopping=stop.is_set
+                writer.write, seed=seed, pumps=pumps, days=days, speed=speed, stopping=stop.is_set
             )
         finally:
-            sink.close()
+            writer.close()
     err.print(f"{count:,} readings")
 
 

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -80,9 +81,42 @@ class Settings(BaseSettings):
     on_bad_message: Literal["dead-letter", "skip", "fail"] = Field(
         "dead-letter", description="What happens to a message that cannot be applied."
     )
-    max_streams: int = Field(1_000_000, ge=1, description="Streams remembered at most; one more stops the service.")
+    guarantee: Literal["exactly-once", "at-least-once"] = Field(
+        "exactly-once", description="Whether outputs count only together with the states and offsets they belong to."
+    )
+    client: Literal["kafka-python", "librdkafka"] = Field("kafka-python", description="The Kafka client to use.")
+    instance_id: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]{1,100}$",
+        description="A lasting name of this process, such as its pod's: a restart under it takes over at once.",
+    )
+    max_streams: int = Field(
+        1_000_000, ge=1, description="Streams in memory at most; more wait in --state-dir, or stop the service."
+    )
+    state_dir: Path | None = Field(
+        None,
+        description="A directory for a local copy of the states, one process each: quick restarts, more streams.",
+    )
     batch_records: int = Field(4096, ge=1, le=1_000_000, description="Records applied and committed together at most.")
+    batch_bytes: int = Field(16 << 20, ge=1, description="Bytes of records applied and committed together at most.")
     commit_interval_ms: int = Field(100, ge=0, le=60_000, description="How long a record waits for others.")
+    snapshot_interval_ms: int = Field(
+        10_000, ge=0, le=3_600_000, description="How old a state may grow before it is written; 0 writes each at once."
+    )
+    snapshot_bytes: int = Field(4 << 20, ge=1, description="Bytes of states written with one transaction at most.")
+    session_timeout_ms: int = Field(10_000, ge=1000, description="Silence after which the group drops this process.")
+    transaction_timeout_ms: int = Field(
+        10_000, ge=1000, description="Silence after which the broker aborts a transaction."
+    )
+    on_model_change: Literal["reject", "cold"] = Field(
+        "reject", description="What another model than the one that made the states does: stop, or start streams anew."
+    )
+    on_semantics_change: Literal["reject", "replay", "cold"] = Field(
+        "reject", description="The same where a setting, release or machine type changed and messages must be replayed."
+    )
+    on_offset_mismatch: Literal["stop", "marker", "cold", "skip"] = Field(
+        "stop", description="What happens where the group's offset is not the one that the states go with."
+    )
     max_message_bytes: int = Field(MAX_MESSAGE_BYTES, ge=1, description="A larger value is a dead letter.")
     dead_letter_max_bytes: int = Field(MAX_DEAD_LETTER_BYTES, ge=0, description="A dead letter's value is cut to this.")
     http_host: str = Field("127.0.0.1", description="Where metrics and health are served.")
@@ -135,8 +169,15 @@ def features_of(given: str | int | None) -> int | list[str] | None:
     return None if given is None else int(given)
 
 
-def load(path: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
+def load(
+    path: Path | None,
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str] | None = None,
+    otherwise: Mapping[str, Any] | None = None,
+) -> Settings:
     """Put the settings together. `flags` holds those that were given, None where one was not.
+
+    `otherwise` stands in for what nobody gives and the caller has no use for.
 
     Raises `ConfigError` for the first thing that is unknown, missing or wrong.
     """
@@ -163,7 +204,7 @@ def load(path: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str]
             assert isinstance(env_settings, EnvSettingsSource)
             env_settings.env_vars = {name.lower(): value for name, value in variables.items()}
             file = () if path is None else (TomlConfigSettingsSource(settings_cls, path),)
-            return init_settings, env_settings, *file
+            return init_settings, env_settings, *file, InitSettingsSource(settings_cls, dict(otherwise or {}))
 
     try:
         settings = Loaded(**given)

@@ -34,7 +34,7 @@ from statestep.consumers.demo_view import (
 )
 from statestep.consumers.fleet import IDLE_SECONDS, Fleet, play, simulate
 from statestep.consumers.http import DEFAULT_PORT, HttpServer, Pages, PortInUse
-from statestep.consumers.memory import MemoryBroker, MemorySink, MemorySource
+from statestep.consumers.memory import MemoryBroker, MemoryChangelog, MemorySink, MemorySource
 from statestep.consumers.metrics import Metrics
 from statestep.consumers.ports import Message
 from statestep.consumers.wiring import build
@@ -146,8 +146,10 @@ def run_demo(
 
     model = StepModel.load(str(files("statestep.consumers") / "models" / "pump.onnx"))
     metrics = Metrics(CollectorRegistry(), broker.topic, model.contract.name)
-    service = build(model, MemorySource(broker, feed=feed), MemorySink(broker), metrics=metrics)
-    server = _serve(metrics.registry, service.pages(), http_port)
+    service = build(
+        model, MemorySource(broker, feed=feed), MemorySink(broker), MemoryChangelog(broker), metrics=metrics
+    )
+    server = _serve(metrics.registry, service.pager.pages(), http_port)
     began = time.monotonic()
     try:
         with (

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from statestep.consumers.alarms import Alarm, Verdict
 from statestep.consumers.fleet import PERIOD_SECONDS, SENSORS, Fault, Fleet
-from statestep.consumers.service import Summary
+from statestep.consumers.report import Summary
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 RECENT_STEPS = 17  # timesteps in an alarm's sparkline: nearly an hour and a half

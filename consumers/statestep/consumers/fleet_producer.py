@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -12,10 +12,10 @@ import msgspec
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
-from statestep.consumers.broker import KafkaSink
 from statestep.consumers.fleet import IDLE_SECONDS, SENSORS, START_NS, play, simulate
 from statestep.consumers.kafka_client import Properties, connect, fail
-from statestep.consumers.ports import Message, Sink
+from statestep.consumers.kafka_delivery import KafkaWriter, Route
+from statestep.consumers.ports import BrokerError, Message, Undecided
 from statestep.consumers.tables import FileError
 
 CLIENT_ID = "statestep-fleet"
@@ -25,7 +25,7 @@ PARTITIONS = 4  # of a topic that is made here
 
 
 def produce_fleet(
-    sink: Sink,
+    write: Callable[[Sequence[Message]], None],
     *,
     seed: int,
     pumps: int = 48,
@@ -33,7 +33,7 @@ def produce_fleet(
     speed: float = 300.0,
     stopping: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Send a fleet over `days` to `sink`, or without end where that is None, until `stopping`; gives how many readings.
+    """Write a fleet over `days`, or without end where that is None, until `stopping`; gives how many readings.
 
     A paced fleet reports as live sensors do, with the time of day at which a reading is sent; at `speed` 0 all of it
     is sent as fast as it goes, under its simulated times. After every `RUN_DAYS` the next seed goes on.
@@ -46,8 +46,10 @@ def produce_fleet(
         fleet = simulate(pumps, left, seed=seed + run, start_ns=START_NS + run * RUN_DAYS * DAY_NS)
         for portion in play(fleet, speed, stamp=time.time_ns if speed else None):
             if portion:
-                sink.send([Message(False, 0, key, value, (), time_ms) for key, value, time_ms in portion])
-                sink.flush()
+                try:
+                    write([Message(False, 0, key, value, (), time_ms) for key, value, time_ms in portion])
+                except Undecided as error:
+                    raise BrokerError(f"{error}; some readings may be missing") from None
                 sent += len(portion)
             if stopping():
                 return sent
@@ -56,8 +58,8 @@ def produce_fleet(
     return sent
 
 
-def open_topic(properties: Properties, topic: str) -> KafkaSink:
-    """A sink to `topic`, which is made where it is missing; readings go to the partition of their key's murmur2."""
+def open_topic(properties: Properties, topic: str) -> KafkaWriter:
+    """A writer to `topic`, which is made where it is missing; readings go to the partition of their key's murmur2."""
     admin = connect(KafkaAdminClient, properties, client_id=CLIENT_ID)
     try:
         admin.create_topics({topic: {"num_partitions": PARTITIONS}}, wait_for_metadata=True)
@@ -68,7 +70,7 @@ def open_topic(properties: Properties, topic: str) -> KafkaSink:
     finally:
         admin.close()
     # No count of an input's partitions: nothing is answered here, so the client chooses the partition by key.
-    return KafkaSink(CLIENT_ID, properties, topic, topic, {topic: PARTITIONS})
+    return KafkaWriter(CLIENT_ID, properties, Route(topic, topic, frozenset()))
 
 
 def write_fleet(path: Path, *, seed: int, pumps: int = 48, days: float = 5.0) -> int:

@@ -1,23 +1,43 @@
-"""How a kafka-python client is set up: properties under the names people know, errors in one sentence, topics."""
+"""How a kafka-python client is set up: properties under the names people know, errors in one sentence."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import AuthorizationError, KafkaError, SaslAuthenticationFailedError, UnsupportedCodecError
 
+from statestep.consumers import kafka_codecs
+from statestep.consumers.deadline import within
 from statestep.consumers.ports import BrokerError
 
 log = logging.getLogger("statestep")
 
 BOOTSTRAP_MS = 15_000  # how long a broker may take to answer at all
 REQUEST_MS = 15_000  # how long a blocking question may take
+RECONNECT_MS = 1_000  # at most between two tries to connect; the client's own 30 s would outlast most outages
+
+FORBIDDEN = (AuthorizationError, SaslAuthenticationFailedError)  # trying again does not help
 
 Properties = Mapping[str, Any]
+
+
+class Clients(NamedTuple):
+    """All of the outside that the Kafka adapters touch; a simulation brings its own."""
+
+    consumer: Any = KafkaConsumer
+    producer: Any = KafkaProducer
+    admin: Any = KafkaAdminClient
+    clock: Callable[[], float] = time.monotonic  # seconds
+    sleep: Callable[[float], None] = time.sleep
+    within: Callable[[float, Callable[[], Any]], Any] = within
+
+
+REAL = Clients()
 
 # Names that Java's client or librdkafka use, where they are not kafka-python's with dots.
 OTHER_NAMES = {
@@ -33,36 +53,8 @@ OURS = {
     "group_id", "enable_auto_commit", "auto_offset_reset", "isolation_level", "transactional_id", "acks",
     "enable_idempotence", "partition_assignment_strategy", "key_deserializer", "value_deserializer",
     "key_serializer", "value_serializer", "bootstrap_servers", "client_id", "allow_auto_create_topics",
+    "group_instance_id", "transaction_timeout_ms",
 }  # fmt: skip
-
-
-def prepare_topics(
-    properties: Properties, app_id: str, topic: str, made: Sequence[str], *, create: bool
-) -> dict[str, int]:
-    """See that the input exists and that `made` do; the number of partitions by topic, the input's also under "".
-
-    Missing ones of `made` are created with the input's partition count, or refused if `create` is false.
-    """
-    admin = connect(KafkaAdminClient, properties, client_id=app_id)
-    try:
-        counts = _partition_counts(admin, [topic, *made])
-        if topic not in counts:
-            raise BrokerError(f"the input topic {topic!r} does not exist; create it, or name another with --input")
-        missing = [name for name in made if name not in counts]
-        if missing and not create:
-            raise BrokerError(f"the topic {missing[0]!r} does not exist and --no-create-topics forbids making it")
-        for name in missing:
-            log.info("creating topic %s with %d partitions", name, counts[topic])
-            try:
-                admin.create_topics({name: {"num_partitions": counts[topic]}}, wait_for_metadata=True)
-            except TopicAlreadyExistsError:  # another process of the application was quicker
-                admin.wait_for_topics([name], timeout_ms=REQUEST_MS)
-        counts = _partition_counts(admin, [topic, *made])
-        return counts | {"": counts[topic]}
-    except KafkaError as error:
-        fail("looking at the topics", error)
-    finally:
-        admin.close()
 
 
 def client_properties(given: Properties) -> dict[str, Any]:
@@ -107,8 +99,11 @@ def connect(client: Any, properties: Properties, **ours: Any) -> Any:
     """A kafka-python client with the properties that it knows; settings of ours that are not in `OURS` give way."""
     fixed = {name: value for name, value in ours.items() if name in OURS}
     config = {name: value for name, value in ours.items() if name not in OURS} | dict(properties) | fixed
-    config = {name: value for name, value in config.items() if name in client.DEFAULT_CONFIG}
+    kafka_codecs.bound()
+    known = getattr(client, "DEFAULT_CONFIG", config)
+    config = {name: value for name, value in config.items() if name in known}
     config.setdefault("bootstrap_timeout_ms", BOOTSTRAP_MS)
+    config.setdefault("reconnect_backoff_max_ms", RECONNECT_MS)
     where = ",".join(config.get("bootstrap_servers", []))
     try:
         with _quiet():
@@ -134,11 +129,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _partition_counts(admin: Any, topics: Sequence[str]) -> dict[str, int]:
-    found = admin.describe_topics(list(topics))
-    return {item["name"]: len(item["partitions"]) for item in found if not item["error_code"] and item["partitions"]}
-
-
 def fail(doing: str, error: KafkaError) -> NoReturn:
     """Raise what kafka-python said as a `BrokerError` that tells what was being done."""
-    raise BrokerError(f"{doing} failed: {type(error).__name__}: {error}") from None
+    missing = "; pip install 'statestep[compression]'" if isinstance(error, UnsupportedCodecError) else ""
+    raise BrokerError(f"{doing} failed: {error}{missing}") from None

@@ -16,11 +16,11 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 PREFIX = "statestep"
-STAGES = ("poll", "decode", "advance", "infer", "encode", "produce", "commit")
+STAGES = ("poll", "decode", "advance", "infer", "encode", "commit")
 STATES = ("starting", "running", "draining", "failed")
 REASONS = (
     "empty", "too-large", "malformed", "wrong-type", "wrong-shape", "non-finite", "out-of-range",
-    "missing-feature", "no-key", "key-too-large", "bad-time",
+    "missing-feature", "no-key", "key-too-large", "bad-time", "undeliverable",
 )  # fmt: skip
 
 SECONDS_COARSE = tuple(0.0005 * 2**n for n in range(16))  # 0.5 ms to 16 s: from a message's making to its output
@@ -92,7 +92,17 @@ class Metrics:
         self.model = model
 
         make = _Maker(registry)
-        counter, gauge, histogram = make.counter, make.gauge, make.histogram
+        self._make_records(make)
+        self._make_durations(make)
+        self._make_engine(make)
+        self._make_predictions(make)
+        self._make_states(make)
+        self._make_process(registry)
+        self._by_partition: dict[int, tuple[Counter, Gauge, Gauge, Gauge]] = {}
+
+    def _make_records(self, make: _Maker) -> None:
+        counter, gauge = make.counter, make.gauge
+        topic = self.topic
         self._consumed = counter("records_consumed", "Records taken from the input.", "topic", "partition")
         self.bytes_consumed = counter("bytes_consumed", "Bytes of their values.", "topic").labels(topic)
         self.produced = counter("records_produced", "Outputs that were acknowledged.", "topic").labels(topic)
@@ -105,19 +115,26 @@ class Metrics:
         self._lag = gauge("consumer_lag_records", "Records written and not yet applied.", "topic", "partition")
         self._position = gauge("consumer_position_offset", "Offset of the next record to apply.", "topic", "partition")
         self._committed = gauge("consumer_committed_offset", "Offset committed last.", "topic", "partition")
+        self.partitions = gauge("partitions", "Partitions of the input, whoever owns them.", "topic").labels(topic)
         self.assigned = gauge("partitions_assigned", "Partitions owned.", "topic").labels(topic)
         self.restoring = gauge("partitions_restoring", "Partitions whose states are being replayed.", "topic").labels(
             topic
         )
         self.rebalances = counter("rebalances", "Times that partitions came or went.", "kind")
-        self.truncated = counter(
-            "restores_truncated", "Restores whose history was deleted in part: states may differ.", "topic"
-        ).labels(topic)
         self.last_poll = gauge("last_poll_timestamp_seconds", "When the input was last asked.")
         self.last_record = gauge(
             "last_record_timestamp_seconds", "Greatest event time of the last batch.", "topic"
         ).labels(topic)
+        self._by_reason = {
+            policy: {reason: family.labels(topic, reason) for reason in REASONS}
+            for policy, family in (("dead-letter", self._dead), ("skip", self._skipped))
+        }
+        for kind in ("assigned", "revoked", "lost"):
+            self.rebalances.labels(kind)
 
+    def _make_durations(self, make: _Maker) -> None:
+        histogram = make.histogram
+        topic = self.topic
         self.latency = histogram(
             "end_to_end_latency_seconds", "Event time to acknowledged output.", SECONDS_COARSE, "topic", topic
         )
@@ -125,6 +142,9 @@ class Metrics:
             "stage_duration_seconds", "Time a batch spends in a stage.", SECONDS_FINE, "stage", *STAGES
         )
 
+    def _make_engine(self, make: _Maker) -> None:
+        counter, gauge, histogram = make.counter, make.gauge, make.histogram
+        model = self.model
         self.batch_streams = histogram("batch_streams", "Rows of one call of the engine.", ROWS, None)
         self.waves = counter("batch_waves", "Waves beyond the first, since a stream occurred again in a batch.")
         self.steps = counter("inference_steps", "Timesteps applied.", "model").labels(model)
@@ -133,6 +153,9 @@ class Metrics:
         self.capacity = gauge("streams_capacity", "Streams that can be remembered.")
         self.state_bytes = gauge("state_bytes", "Bytes that states take in memory.")
 
+    def _make_predictions(self, make: _Maker) -> None:
+        counter, histogram = make.counter, make.histogram
+        topic, model = self.topic, self.model
         self.predictions = counter("predictions", "Predictions made.", "model").labels(model)
         self.anomalies = counter("anomalies", "Predictions whose score was over the threshold.", "model").labels(model)
         self.scores = histogram("anomaly_score", "Anomaly scores.", SCORES, "model", model)
@@ -141,6 +164,21 @@ class Metrics:
         )
         self.out_of_order = counter("out_of_order", "Records older than their stream.", "topic").labels(topic)
         self.gaps = counter("gaps", "Records more than 1.5 periods after their stream.", "topic").labels(topic)
+
+    def _make_states(self, make: _Maker) -> None:
+        counter, gauge = make.counter, make.gauge
+        self.commits = counter("commits", "Transactions that count.")
+        self.commit_failures = counter("commit_failures", "Transactions that failed, or of which nothing was heard.")
+        self.snapshots = counter("snapshots", "States of streams written to the changelog.")
+        self.snapshot_bytes = counter("snapshot_bytes", "Bytes of these, markers included.")
+        self.dirty = gauge("dirty_streams", "Streams whose state in the changelog is older than in memory.")
+        self.snapshot_age = gauge(
+            "snapshot_age_seconds", "How long the longest of them has waited: what a restore replays."
+        )
+        self.spilled = gauge("spilled_streams", "Streams that only the local store holds.")
+        self.store_failures = counter("store_failures", "Times that the local store was given up.")
+
+    def _make_process(self, registry: CollectorRegistry) -> None:
         self.model_info = Info("model", "The model in use.", namespace=PREFIX, registry=registry)
         build = Info("build", "What runs it.", namespace=PREFIX, registry=registry)
         build.info(
@@ -152,16 +190,6 @@ class Metrics:
             }
         )
         self.up = Enum("up_state", "What the service is doing.", namespace=PREFIX, registry=registry, states=STATES)
-        self.commits = counter("commits", "Commits of offsets.")
-        self.commit_failures = counter("commit_failures", "Commits that were refused or lost.")
-
-        self._by_reason = {
-            policy: {reason: family.labels(topic, reason) for reason in REASONS}
-            for policy, family in (("dead-letter", self._dead), ("skip", self._skipped))
-        }
-        for kind in ("assigned", "revoked", "lost"):
-            self.rebalances.labels(kind)
-        self._by_partition: dict[int, tuple[Counter, Gauge, Gauge, Gauge]] = {}
 
     def refused(self, policy: str, reason: str, count: int) -> None:
         """Count refused records under the policy that they met."""

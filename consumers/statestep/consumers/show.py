@@ -12,7 +12,7 @@ from rich.table import Table
 
 from statestep.consumers.bench import EngineRow, ServiceRow
 from statestep.consumers.curve import curve
-from statestep.consumers.service import Summary
+from statestep.consumers.report import Summary
 from statestep.runtime import Contract, StepModel
 
 if TYPE_CHECKING:

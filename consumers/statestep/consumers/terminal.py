@@ -15,11 +15,12 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from statestep.consumers.checkpoint import PartitionsChanged
+from statestep.consumers.changelog import Corrupt
+from statestep.consumers.checkpoint import Stop
 from statestep.consumers.config import ConfigError
 from statestep.consumers.http import PortInUse
 from statestep.consumers.pipeline import BadMessage
-from statestep.consumers.ports import BrokerError
+from statestep.consumers.ports import Blocked, BrokerError, Fenced
 from statestep.consumers.tables import FileError
 from statestep.runtime import CapacityError, ContractError, ModelError
 
@@ -34,8 +35,11 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (ContractError, 3),
     (FileError, 4),
     (BadMessage, 4),
-    (PartitionsChanged, 4),
+    (Stop, 4),
+    (Corrupt, 4),
     (BrokerError, 5),
+    (Fenced, 75),
+    (Blocked, 75),
 )
 
 

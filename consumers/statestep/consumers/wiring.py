@@ -7,25 +7,38 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from statestep.consumers import first_load, tables
-from statestep.consumers.broker import KafkaSink, KafkaSource
+from statestep.consumers.checkpoint import Policies
 from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES, Decoder, Encoder, Fields
 from statestep.consumers.config import SHA256, ConfigError, Settings
 from statestep.consumers.files import FileSink, FileSource
 from statestep.consumers.http import HttpServer
-from statestep.consumers.kafka_client import prepare_topics
+from statestep.consumers.kafka_changelog import KafkaChangelog
+from statestep.consumers.kafka_sink import KafkaSink
+from statestep.consumers.kafka_source import KafkaSource
+from statestep.consumers.kafka_topics import prepare_topics
+from statestep.consumers.memory import MemoryBroker, MemoryChangelog
 from statestep.consumers.metrics import Metrics
+from statestep.consumers.pages import LIVE_S
 from statestep.consumers.pipeline import Batch, Pipeline, Policy
-from statestep.consumers.ports import Sink, Source
-from statestep.consumers.service import Limits, Service, Summary, TimedModel
+from statestep.consumers.ports import Changelog, Sink, Source
+from statestep.consumers.report import Summary
+from statestep.consumers.semantics import semantics
+from statestep.consumers.service import Service
+from statestep.consumers.store import Store, StoreError
+from statestep.consumers.store_changelog import StoreChangelog
+from statestep.consumers.timed import TimedModel
 from statestep.consumers.times import parse_time
+from statestep.consumers.transaction import Limits
 from statestep.runtime import Engine, StepModel, guard
 
 log = logging.getLogger("statestep")
@@ -52,6 +65,7 @@ def build(
     model: StepModel,
     source: Source,
     sink: Sink,
+    changelog: Changelog,
     *,
     metrics: Metrics | None = None,
     fields: Fields | None = None,
@@ -60,15 +74,23 @@ def build(
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     dead_letter_max_bytes: int = MAX_DEAD_LETTER_BYTES,
     limits: Limits | None = None,
+    policies: Policies | None = None,
     start: Callable[[int], int] | None = None,
+    store: Store | None = None,
+    by_hand: Mapping[str, Any] | None = None,
     on_batch: Callable[[Batch], None] | None = None,
+    clock: Callable[[], float] = monotonic,
 ) -> Service:
-    """A service over any source and sink, ready to `run`."""
+    """A service over any source, sink and changelog, ready to `run`.
+
+    `store` is a local copy of the changelog, `by_hand` what was said of the model beside its file.
+    """
     fields = fields or Fields()
     metrics = metrics or Metrics(CollectorRegistry(), source.topic, model.contract.name)
     metrics.model_info.info(
         {"model": model.contract.name, "version": model.contract.model_version, "sha256": model.fingerprint[:12]}
     )
+    metrics.partitions.set(source.partitions)
     timed = TimedModel(model, lambda seconds: metrics.stages.observe([seconds], "infer"))
     pipeline = Pipeline(
         Engine(timed, max_streams),
@@ -77,16 +99,26 @@ def build(
         policy=policy,
         max_dead_letter_bytes=dead_letter_max_bytes,
     )
+    limits = limits or Limits()
+    if limits.snapshot_interval_s and sink.keeps_states and not model.batch_invariant:
+        log.warning("%s: a row's result depends on its batch, so every state is written at once", model.contract.name)
+        limits = replace(limits, snapshot_interval_s=0.0)
+    affecting = {"fields": asdict(fields), "max_message_bytes": max_message_bytes, "model": by_hand}
     return Service(
         source,
         sink,
+        changelog,
         pipeline,
         metrics,
-        model.fingerprint,
+        model=model.fingerprint,
+        semantics=semantics(model.fingerprint, affecting),
+        policies=policies,
         start=start,
         limits=limits,
         policy=policy,
+        store=store,
         on_batch=on_batch,
+        clock=clock,
     )
 
 
@@ -115,26 +147,82 @@ def _serve_kafka(settings: Settings, stop: threading.Event, stack: ExitStack) ->
         [settings.output, settings.dead_letter_topic],
         create=settings.create_topics,
     )
-    source = KafkaSource(settings.input, settings.app_id, properties, partitions[settings.input])
-    stack.callback(source.close)
-    sink = KafkaSink(settings.app_id, properties, settings.output, settings.dead_letter_topic, partitions)
-    stack.callback(sink.close)
+    source, sink, changelog = _kafka(settings, properties, partitions)
+    for part in (source, sink, changelog):
+        stack.callback(part.close)
+    store = None if settings.state_dir is None else _local_store(settings, metrics)
+    if store is not None:
+        stack.callback(store.close)
     service = build(
         model,
         source,
         sink,
+        changelog,
+        store=store,
+        by_hand=settings.by_hand(),
         metrics=metrics,
         fields=fields,
         policy=settings.on_bad_message,
         max_streams=settings.max_streams,
         max_message_bytes=settings.max_message_bytes,
         dead_letter_max_bytes=settings.dead_letter_max_bytes,
-        limits=Limits(settings.commit_interval_ms / 1000, settings.batch_records),
+        limits=Limits(
+            commit_interval_s=settings.commit_interval_ms / 1000,
+            batch_records=settings.batch_records,
+            batch_bytes=settings.batch_bytes,
+            snapshot_interval_s=settings.snapshot_interval_ms / 1000,
+            snapshot_bytes=settings.snapshot_bytes,
+        ),
+        policies=Policies(settings.on_offset_mismatch, settings.on_model_change, settings.on_semantics_change),
         start=lambda partition: _start_offset(settings.start, source, partition),
     )
-    server.pages = service.pages()
+    server.pages = service.pager.pages()
+    restart_when_stuck(service.pager.silent_s)
     log.info("model %s, %s → %s, application %s", model.contract.name, settings.input, settings.output, settings.app_id)
     return service.run(stop.is_set)
+
+
+def _kafka(
+    settings: Settings, properties: dict[str, Any], partitions: dict[str, int]
+) -> tuple[Source, Sink, Changelog]:
+    """The adapters of the client that was chosen."""
+    member: dict[str, Any] = {"instance_id": settings.instance_id, "session_timeout_ms": settings.session_timeout_ms}
+    writer: dict[str, Any] = {
+        "instance_id": settings.instance_id,
+        "guarantee": settings.guarantee,
+        "transaction_timeout_ms": settings.transaction_timeout_ms,
+    }
+    topics = (settings.output, settings.dead_letter_topic, partitions)
+    if settings.client == "librdkafka":
+        from statestep.consumers import librdkafka  # an extra
+
+        return (
+            librdkafka.LibrdkafkaSource(
+                settings.input, settings.app_id, properties, partitions[settings.input], **member
+            ),
+            librdkafka.LibrdkafkaSink(settings.input, settings.app_id, properties, *topics, **writer),
+            librdkafka.LibrdkafkaChangelog(settings.app_id, properties),
+        )
+    return (
+        KafkaSource(settings.input, settings.app_id, properties, partitions[settings.input], **member),
+        KafkaSink(settings.input, settings.app_id, properties, *topics, **writer),
+        KafkaChangelog(settings.app_id, properties),
+    )
+
+
+def _local_store(settings: Settings, metrics: Metrics) -> Store | None:
+    """The local copy of the changelog: made anew where it cannot be trusted, done without where it cannot be made."""
+    assert settings.state_dir is not None
+    identity = f"{settings.app_id} {settings.input}"
+    for attempt in range(2):
+        try:
+            return Store.open(settings.state_dir, identity)
+        except StoreError as error:
+            log.warning("the local store %s is %s: %s", settings.state_dir, ("dropped", "not used")[attempt], error)
+            metrics.store_failures.inc()
+            if attempt == 0:
+                Store.discard(settings.state_dir)
+    return None
 
 
 def replay(
@@ -147,32 +235,46 @@ def replay(
     dead_letters: str | None = None,
     policy: Policy = "dead-letter",
     max_streams: int = 1_000_000,
+    state_dir: Path | None = None,
+    policies: Policies | None = None,
+    by_hand: Mapping[str, Any] | None = None,
     stopping: Callable[[], bool] = lambda: False,
     on_batch: Callable[[Batch], None] | None = None,
 ) -> Summary:
-    """History through the same service, no broker. Raises `tables.FileError` for what a file cannot give."""
+    """History through the same service, no broker. Raises `tables.FileError` for what a file cannot give.
+
+    With a `state_dir` states, position and outputs count together: a run that ends early is gone on with by the next.
+    """
     fields = Fields(time, key)
     dead_letters = dead_letters or dead_letter_path(out)
     named = [key] if key else []
     tables.expect_columns(data, [*model.contract.feature_names, *named, *([time] if time != Fields().time else [])])
     _expect_apart(data, out, dead_letters)
-    source = FileSource(data, text_columns=[time, *named])
-    sink = FileSink(out, dead_letters)
-    service = build(
-        model,
-        source,
-        sink,
-        fields=fields,
-        policy=policy,
-        max_streams=max_streams,
-        limits=Limits(commit_interval_s=0.0),
-        on_batch=on_batch,
-    )
-    try:
+    with ExitStack() as stack:
+        store = None
+        changelog: Changelog = MemoryChangelog(MemoryBroker(1))  # nothing is kept
+        if state_dir is not None:
+            store = Store.open(state_dir, "replay", durable=True)
+            stack.callback(store.close)
+            changelog = StoreChangelog(store)
+        source = FileSource(data, text_columns=[time, *named], store=store)
+        stack.callback(source.close)
+        sink = FileSink(out, dead_letters, store)
+        stack.callback(sink.close)
+        service = build(
+            model,
+            source,
+            sink,
+            changelog,
+            fields=fields,
+            policy=policy,
+            max_streams=max_streams,
+            limits=Limits(commit_interval_s=0.0 if store is None else 0.5),
+            policies=policies,
+            by_hand=by_hand,
+            on_batch=on_batch,
+        )
         return service.run(stopping)
-    finally:
-        source.close()
-        sink.close()
 
 
 def dead_letter_path(out: str) -> str:
@@ -192,6 +294,21 @@ def _expect_apart(*paths: str) -> None:
             raise tables.FileError(
                 f"{place}: would be written over; data, predictions and dead letters need a file each"
             )
+
+
+def restart_when_stuck(silent_s: Callable[[], float], limit_s: float = LIVE_S) -> None:
+    """End the process with 75, in a thread of its own, once its loop was silent for too long.
+
+    Some calls of kafka-python wait without an end for their I/O thread. What was not committed is done again.
+    """
+
+    def watch() -> None:
+        while silent_s() < limit_s:
+            sleep(min(limit_s, 1.0))
+        log.error("the loop has not come round for %g s: a client call is stuck; leaving, to be started again", limit_s)
+        os._exit(EXIT_RESTART)
+
+    threading.Thread(target=watch, name="watchdog", daemon=True).start()
 
 
 def stop_on_signals() -> threading.Event:
@@ -218,7 +335,7 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
-def _start_offset(start: str, source: KafkaSource, partition: int) -> int:
+def _start_offset(start: str, source: Source, partition: int) -> int:
     """Where a new application begins in a partition."""
     low, high = source.bounds(partition)
     if start == "earliest":
