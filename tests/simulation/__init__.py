@@ -1,0 +1,1 @@
+"""Deterministic simulation: the real service and adapter over a client library and a cluster that are simulated."""

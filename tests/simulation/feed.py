@@ -1,0 +1,205 @@
+"""What a simulated application reads, the model that steps it, and what must come of every record: worked out here in
+plain loops, record by record, when it is written.
+
+The model folds every value into a 64-bit number, so that a record that is lost, doubled, late or of another stream
+changes all that its stream gives from then on, and every machine and batch gives the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from statestep.runtime import NO_TIME, Contract, Feature, Output, State
+
+from .cluster import Cluster
+from .log import NewRecord
+from .world import World
+
+Array = np.ndarray[Any, Any]
+A, B = 6364136223846793005, 1442695040888963407
+ODD = 666  # the value for which the model gives no number
+PERIOD_MS = 1000
+TOPIC = "in"
+WRITER = 1_000_000  # the first producer id of transactions in the input
+CONTRACT = Contract(
+    "fold",
+    (Feature("v"),),
+    (State("h", "next_h", (1,), dtype="int64"),),
+    (Output("y", role="prediction", features=("v",)),),
+    period_seconds=PERIOD_MS / 1000,
+)
+
+
+class Fold:
+    """The model: h ← h·A + v·B + 1 modulo 2^64, and y is 16 bits of h."""
+
+    contract = CONTRACT
+
+    def initial_states(self) -> list[Array]:
+        """A new stream's h."""
+        return [state.initial_value() for state in self.contract.states]
+
+    def step(self, x: Array, states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
+        """x [B, 1] and h [B, 1] → y [B, 1] and h [B, 1]."""
+        v = x.astype(np.int64)  # [B, 1]
+        h = states[0] * np.int64(A) + v * np.int64(B) + np.int64(1)  # [B, 1]
+        y = ((h >> 40) & 0xFFFF).astype(np.float32)  # [B, 1]
+        return {"y": np.where(v == ODD, np.float32(np.nan), y)}, [h]
+
+
+class Remembered(NamedTuple):
+    """What is remembered of a stream."""
+
+    offset: int  # of the last message applied
+    step: int
+    time: int  # ns
+    h: int
+
+
+class Answer(NamedTuple):
+    """What must come of a record."""
+
+    kind: str  # output, tombstone or dead
+    key: bytes | None
+    value: bytes | None  # of the record
+    reason: str = ""  # of a dead letter
+    step: int = 0
+    y: float = 0.0
+    flags: tuple[str, ...] = ()
+
+
+class History:
+    """All messages that were applied to one stream, in order; None ends it."""
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+        self.states: list[Remembered | None] = []
+
+    def before(self, offset: int) -> Remembered | None:
+        """What is remembered before the message at an offset is applied."""
+        index = bisect_right(self.offsets, offset - 1)
+        return self.states[index - 1] if index else None
+
+    def between(self, low: int, high: int) -> list[Remembered | None]:
+        """What each message at an offset from `low` to below `high` left."""
+        return self.states[bisect_right(self.offsets, low - 1) : bisect_right(self.offsets, high - 1)]
+
+
+class Feed:
+    """The input topic: writes records of all kinds, and knows what must come of them."""
+
+    def __init__(self, world: World, cluster: Cluster, chance: random.Random, partitions: int, keys: int):
+        self._world, self._cluster, self._chance = world, cluster, chance
+        self._keys = [b"stream-%d" % number for number in range(keys)]
+        self._clock_ms = dict.fromkeys(self._keys, world.wall_ms())
+        self._last: dict[tuple[int, bytes], bytes] = {}
+        self._writers = WRITER
+        self.poisoned = False  # whether some records are too large for the output
+        self.answers: list[dict[int, Answer]] = [{} for _ in range(partitions)]  # by partition and offset
+        self.records: list[list[int]] = [[] for _ in range(partitions)]  # offsets of all that readers see, rising
+        self.streams: list[dict[bytes, History]] = [{} for _ in range(partitions)]
+
+    def write(self, partition: int) -> None:
+        """One record, or a few in a transaction, which may be aborted."""
+        chance, log = self._chance, self._cluster.partition((TOPIC, partition))
+        if chance.random() > 0.05:
+            key, value, headers = self._record(partition)
+            self._expect(partition, log.high, key, value, bool(headers))
+            self._cluster.append(TOPIC, partition, key, value, headers)
+            return
+        self._writers += 1
+        committed, writer = chance.random() < 0.6, self._writers
+        for sequence in range(chance.randrange(3)):
+            key, value, _ = self._record(partition)
+            if committed:
+                self._expect(partition, log.high, key, value, False)
+            now_ms = self._world.wall_ms()
+            record = NewRecord(key, value, (), now_ms)
+            log.append([record], now_ms, producer_id=writer, epoch=0, sequence=sequence, transactional=True)
+        end = self._world.now + chance.choice((0.0, 0.0, 0.3, 2.0))  # until then readers wait here
+        self._world.at(end, lambda: log.mark(writer, 0, committed, self._world.wall_ms()))
+
+    def _record(self, partition: int) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]:
+        chance, key = self._chance, self._chance.choice(self._keys)
+        draw = chance.random()
+        if draw < 0.04:
+            return key, None, []
+        if draw < 0.10:
+            odd = (b"{", b"", b'{"v": null}', b'{"v": "high"}', b"[1, 2]", b'{"v": 1, "ts": "noon"}')
+            return key, chance.choice(odd), []
+        if draw < 0.11:
+            return None, b'{"v": 1}', []
+        if draw < 0.15 and (partition, key) in self._last:
+            return key, self._last[partition, key], []  # a duplicate, which is applied as any other
+        jump = chance.choices((PERIOD_MS, -3 * PERIOD_MS, 5 * PERIOD_MS, 86_400_000, -86_400_000), (90, 4, 4, 1, 1))[0]
+        self._clock_ms[key] += jump
+        number = ODD if chance.random() < 0.02 else chance.randrange(1 << 20)
+        value = json.dumps({"v": number, "ts": self._clock_ms[key]}).encode()
+        self._last[partition, key] = value
+        return key, value, [("note", b"x" * 4000)] if self.poisoned and chance.random() < 0.02 else []
+
+    def _expect(self, partition: int, offset: int, key: bytes | None, value: bytes | None, large: bool) -> None:
+        """Work out what must come of a record."""
+        self.records[partition].append(offset)
+        self.answers[partition][offset] = self._answer(partition, offset, key, value, large)
+
+    def _answer(self, partition: int, offset: int, key: bytes | None, value: bytes | None, large: bool) -> Answer:
+        if value is None:
+            assert key is not None
+            history = self.streams[partition].get(key)
+            if history is not None and history.states[-1] is not None:
+                history.offsets.append(offset)
+                history.states.append(None)
+            return Answer("tombstone", key, None)
+        reason, v, time = judged(key, value)
+        if reason:
+            return Answer("dead", key, value, reason)
+        assert key is not None
+        known = self.streams[partition].get(key)
+        before = known.states[-1] if known is not None else None
+        after, y, flags = applied(before, offset, v, time)
+        if v == ODD:
+            return Answer("dead", key, value, "non-finite")
+        history = self.streams[partition].setdefault(key, History())
+        history.offsets.append(offset)
+        history.states.append(after)
+        if large:
+            return Answer("dead", key, value, "undeliverable")
+        return Answer("output", key, value, "", after.step, y, flags)
+
+
+def judged(key: bytes | None, value: bytes) -> tuple[str, int, int]:
+    """Why a record is refused, or its number and time (ns)."""
+    if not value:
+        return "empty", 0, 0
+    if value == b"{":
+        return "malformed", 0, 0
+    found: Any = json.loads(value)
+    if isinstance(found, list):
+        return "wrong-shape", 0, 0
+    if isinstance(found["v"], str):
+        return "wrong-type", 0, 0
+    if key is None:
+        return "no-key", 0, 0
+    if found["v"] is None:
+        return "missing-feature", 0, 0
+    if found.get("ts") == "noon":
+        return "bad-time", 0, 0
+    return "", found["v"], found["ts"] * 1_000_000
+
+
+def applied(before: Remembered | None, offset: int, v: int, time: int) -> tuple[Remembered, float, tuple[str, ...]]:
+    """One step of one stream: what is remembered after it, its output and its flags."""
+    h, step, greatest = (0, 0, NO_TIME) if before is None else (before.h, before.step, before.time)
+    h = (h * A + v * B + 1) % (1 << 64)
+    flags: tuple[str, ...] = ()
+    if greatest != NO_TIME:
+        flags = ("out_of_order",) * (time < greatest) + ("gap",) * (time - greatest > 1.5 * PERIOD_MS * 1e6)
+    signed = h - (1 << 64) if h >= 1 << 63 else h
+    return Remembered(offset, step + 1, max(greatest, time), signed), float(h >> 40 & 0xFFFF), flags
