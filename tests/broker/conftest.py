@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -26,15 +29,21 @@ def bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 
 @pytest.fixture
 def topic(bootstrap_servers: str) -> Iterator[Callable[..., str]]:
-    """`topic(partitions=1, config=None, prefix="test") -> name`: creates a topic that is deleted after the test."""
+    """`topic(partitions=1, config=None, prefix="test", keep=True) -> name`: creates a topic for a test.
+
+    It is deleted after the test, unless `keep` is false: then the test itself deletes it.
+    """
     created: list[str] = []
     with KafkaAdminClient(bootstrap_servers=bootstrap_servers) as admin:
 
-        def create(partitions: int = 1, config: Mapping[str, str] | None = None, prefix: str = "test") -> str:
+        def create(
+            partitions: int = 1, config: Mapping[str, str] | None = None, prefix: str = "test", keep: bool = True
+        ) -> str:
             name = f"{prefix}-{uuid.uuid4().hex[:12]}"
             options = {"num_partitions": partitions, "replication_factor": 1, "configs": dict(config or {})}
             admin.create_topics({name: options}, wait_for_metadata=True)
-            created.append(name)
+            if keep:
+                created.append(name)
             return name
 
         yield create
@@ -48,3 +57,13 @@ def kafka(tmp_path: Path) -> Iterator[KafkaServer]:
     server = KafkaServer(tmp_path / "kafka")
     yield server
     server.kill()
+
+
+@pytest.fixture
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """kafka-python logs each connection that fails, and leaves its socket open where a broker goes just then."""
+    caplog.set_level(logging.CRITICAL, "kafka")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()

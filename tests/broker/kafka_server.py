@@ -67,15 +67,28 @@ class KafkaServer:
         """`host:port`, as Kafka clients take it."""
         return f"127.0.0.1:{self.port}"
 
+    def properties(self) -> str:
+        """The broker's configuration, one `name=value` a line."""
+        return as_properties(server_settings(self.data / "log", self.port, free_port()))
+
     def start(self, timeout_seconds: float = 60) -> None:
         """Start the broker and return once it answers a metadata request; raise KafkaServerError otherwise."""
+        self.begin()
+        self.wait_until_it_answers(timeout_seconds)
+
+    def begin(self) -> None:
+        """Start the broker's process, and wait for nothing."""
         if running_pid(self.data) is not None:
             raise KafkaServerError(f"a broker already runs over {self.data}; stop it first.")
         if port_is_open(self.port):
             raise KafkaServerError(f"port {self.port} is in use by another program; choose another with --port.")
         self.data.mkdir(parents=True, exist_ok=True)
+        self.process = launch(self.data, self.properties(), self.data / "server.log")
+
+    def wait_until_it_answers(self, timeout_seconds: float = 60) -> None:
+        """Return once the broker answers a metadata request; otherwise kill it and raise KafkaServerError."""
+        assert self.process is not None, "begin comes first"
         log = self.data / "server.log"
-        self.process = launch(self.data, self.port, log)
         try:
             deadline = time.monotonic() + timeout_seconds
             while not (port_is_open(self.port) and answers(self.bootstrap_servers)):
@@ -114,16 +127,17 @@ class KafkaServer:
         self.kill()
 
 
-def launch(data: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
+def launch(data: Path, configuration: str, log: Path) -> subprocess.Popen[bytes]:
     """Start a broker's process over a data directory, formatted first where it is new, and note its process id."""
     java, class_path = find_java(), f"{fetch_jars(KAFKA_DIR / 'jars')}/*"
     properties = data / "server.properties"
-    properties.write_text(server_properties(data / "log", port, free_port()))
+    properties.write_text(configuration)
     with log.open("wb") as output:
-        format_storage = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", CLUSTER_ID]
-        command = [java, "-cp", class_path, *format_storage, "-c", str(properties)]
-        if subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode != 0:
-            raise KafkaServerError(f"Kafka could not format {data}; its log {log} ends with:\n{log_tail(log)}")
+        if not (data / "log" / "meta.properties").exists():  # to format again changes nothing, and takes seconds
+            format_storage = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", CLUSTER_ID]
+            command = [java, "-cp", class_path, *format_storage, "-c", str(properties)]
+            if subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode != 0:
+                raise KafkaServerError(f"Kafka could not format {data}; its log {log} ends with:\n{log_tail(log)}")
         process = subprocess.Popen(
             [java, *JVM_OPTIONS, "-cp", class_path, "kafka.Kafka", str(properties)],
             stdin=subprocess.DEVNULL,
@@ -135,9 +149,9 @@ def launch(data: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-def server_properties(log_dir: Path, port: int, controller_port: int) -> str:
+def server_settings(log_dir: Path, port: int, controller_port: int) -> dict[str, object]:
     """The broker's configuration: loopback only, one replica of everything, quick to start and to rebalance."""
-    settings: dict[str, object] = {
+    return {
         "process.roles": "broker,controller",
         "node.id": 1,
         "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
@@ -166,6 +180,10 @@ def server_properties(log_dir: Path, port: int, controller_port: int) -> str:
         "broker.heartbeat.interval.ms": 500,
         "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,  # 128 MiB by default, a quarter of our heap
     }
+
+
+def as_properties(settings: dict[str, object]) -> str:
+    """Settings as a Java properties file."""
     return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 

@@ -68,16 +68,22 @@ class ServiceProcess:
         wait_until(lambda: re.search(pattern, self.log) is not None or self.process.poll() is not None, pattern)
         assert re.search(pattern, self.log), f"it ended with {self.process.returncode} before {pattern!r}:\n{self.log}"
 
+    def is_ready(self) -> bool:
+        """Whether it says that it serves; one without an HTTP port yet does not."""
+        if "metrics and health at" not in self.log:
+            return False
+        try:
+            self.get("/readyz")
+        except OSError:
+            return False
+        return True
+
     def wait_until_ready(self) -> None:
         """Return once it serves."""
 
         def ready() -> bool:
             assert self.process.poll() is None, self.log
-            try:
-                self.get("/readyz")
-            except OSError:
-                return False
-            return True
+            return self.is_ready()
 
         wait_until(ready, "ready")
 

@@ -16,9 +16,9 @@ def test_a_fleet_lands_in_a_topic_of_its_own(bootstrap_servers: str) -> None:
     """
     topic = f"fleet-{uuid.uuid4().hex[:12]}"
     for _ in range(2):
-        sink = open_topic({"bootstrap_servers": bootstrap_servers}, topic)
-        sent = produce_fleet(sink, seed=4, pumps=8, days=0.5, speed=0.0)
-        sink.close()
+        writer = open_topic({"bootstrap_servers": bootstrap_servers}, topic)
+        sent = produce_fleet(writer.write, seed=4, pumps=8, days=0.5, speed=0.0)
+        writer.close()
     fleet = simulate(pumps=8, days=0.5, seed=4)
     found: dict[bytes, list[tuple[int, bytes]]] = {}
     with KafkaConsumer(
