@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from statestep.consumers.files import FileSink, FileSource
-from statestep.consumers.ports import BrokerError, Message
+from statestep.consumers.ports import BrokerError, Committed, Message, Transaction
 from statestep.consumers.tables import FileError
 from statestep.consumers.wiring import replay
 from statestep.runtime import Engine
@@ -219,7 +220,7 @@ class TestAdapters:
     """The words of `ports` as far as files keep them."""
 
     def test_a_file_is_read_once_and_in_order(self, tmp_path: Path) -> None:
-        """Nothing before the seek, bounded polls, no way back."""
+        """Nothing before the seek, and bounded polls."""
         data = tmp_path / "machine.jsonl"
         data.write_bytes(b"1\n2\n3\n4\n5\n")
         source = FileSource(str(data))
@@ -234,18 +235,44 @@ class TestAdapters:
         assert not source.exhausted
         assert source.poll(0, 2).records == []
         assert source.exhausted
-        with pytest.raises(FileError, match="cannot go to row 0, a file is read once and in order"):
-            source.seek(0, 0)
         with pytest.raises(FileError, match="a start time has no meaning"):
             source.offset_at(0, 0)
         source.close()
+
+    @pytest.mark.parametrize("name", ["machine.csv", "machine.csv.gz", "machine.jsonl", "machine.parquet"])
+    def test_a_file_can_be_read_from_any_row_on(self, tmp_path: Path, name: str) -> None:
+        """Forth and back, to the same values; past its end it is told how short the file is."""
+        source = FileSource(str(written(tmp_path / name)))
+        source.poll(0, 9)
+        source.seek(0, 0)
+        everything = source.poll(0, 100).records
+        assert [record.offset for record in everything] == list(range(30))
+        for row in (7, 29, 30, 3):
+            source.seek(0, row)
+            assert source.poll(0, 100).records == everything[row:]
+        source.pause(0)
+        assert source.poll(0, 100).records == []
+        source.seek(0, 31)
+        with pytest.raises(FileError, match="has 30 rows, 31 were read of it before"):
+            source.poll(0, 100)
+        source.close()
+
+    def test_a_pipe_is_read_once_and_in_order(self, tmp_path: Path) -> None:
+        """Of standard input and named pipes there is no way back, nor forth."""
+        os.mkfifo(tmp_path / "machine.jsonl")
+        for path in ("-", str(tmp_path / "machine.jsonl")):
+            source = FileSource(path)
+            source.seek(0, 0)
+            with pytest.raises(FileError, match="cannot go to row 3, a pipe is read once and in order"):
+                source.seek(0, 3)
+            source.close()
 
     def test_a_full_disk_is_one_sentence(self, tmp_path: Path) -> None:
         """/dev/full takes nothing: writing fails when the buffer is handed over, with the file's name."""
         out = tmp_path / "out.jsonl"
         out.symlink_to("/dev/full")
         sink = FileSink(str(out), str(tmp_path / "bad.jsonl"))
-        sink.send([Message(False, 0, b"k", b"{}", ())])
-        for act in (sink.flush, sink.close):
+        written = Transaction([Message(False, 0, b"k", b"{}", ())], [], {0: Committed(1, "")})
+        for act in (lambda: sink.commit(written, ()), sink.close):
             with pytest.raises(BrokerError, match=r"out\.jsonl: cannot be written: No space left"):
                 act()

@@ -75,8 +75,10 @@ FAMILIES = {
     # ingest
     "records_consumed", "bytes_consumed", "records_produced", "dead_letters", "records_skipped", "tombstones",
     "records_replayed", "consumer_lag_records", "consumer_position_offset", "consumer_committed_offset",
-    "partitions_assigned", "partitions_restoring", "rebalances", "restores_truncated", "last_poll_timestamp_seconds",
+    "partitions", "partitions_assigned", "partitions_restoring", "rebalances", "last_poll_timestamp_seconds",
     "last_record_timestamp_seconds", "commits", "commit_failures",
+    # states
+    "snapshots", "snapshot_bytes", "dirty_streams", "snapshot_age_seconds", "spilled_streams", "store_failures",
     # latency
     "end_to_end_latency_seconds", "stage_duration_seconds",
     # batch
@@ -109,7 +111,7 @@ def test_known_series_begin_at_zero() -> None:
         assert found["statestep_stage_duration_seconds_count", (("stage", stage),)] == 0
     for kind in ("assigned", "revoked", "lost"):
         assert found["statestep_rebalances_total", (("kind", kind),)] == 0
-    for name in ("bytes_consumed", "records_produced", "tombstones", "records_replayed", "restores_truncated"):
+    for name in ("bytes_consumed", "records_produced", "tombstones", "records_replayed"):
         assert found[f"statestep_{name}_total", (topic,)] == 0
     for name in ("predictions", "anomalies", "inference_steps", "inference_runs"):
         assert found[f"statestep_{name}_total", (model,)] == 0

@@ -21,7 +21,7 @@ from statestep.runtime import Engine, StepModel
 from ..models import pump
 
 MODEL = pump(period_seconds=60.0)
-LIVE = {partition: Progress(0, 0, 0) for partition in range(3)}
+LIVE = {partition: Progress(0, 0, 0, 0, 0) for partition in range(3)}
 
 
 def pipeline(
@@ -49,6 +49,12 @@ def apply(
     return batch, pipe.encode(batch)
 
 
+def replaying(next_: int, records: Sequence[Record], partition: int) -> Progress:
+    """Messages below `next_` were answered before, as far as there are any."""
+    owed = sum(record.partition == partition and record.offset < next_ for record in records)
+    return Progress(0, next_ if owed else 0, 0, 0, 0, owed=owed)
+
+
 def documents(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [json.loads(message.value) for message in messages if not message.dead and message.value is not None]
 
@@ -74,7 +80,7 @@ def numbered(rows: Sequence[tuple[int, bytes | None, bytes | None]]) -> list[Rec
 @given(RECORDS, st.lists(st.integers(0, 8), min_size=3, max_size=3))
 def test_every_record_is_accounted_for(records: list[Record], resume: list[int]) -> None:
     """Consumed = predicted + refused + tombstones + replayed, message by message, and progress is the last offset."""
-    progress = {partition: Progress(0, at, 0) for partition, at in enumerate(resume)}
+    progress = {partition: replaying(at, records, partition) for partition, at in enumerate(resume)}
     batch, messages = apply(pipeline(), records, progress)
     tally = batch.tally
     assert sum(tally.consumed.values()) == len(records)
@@ -88,7 +94,8 @@ def test_every_record_is_accounted_for(records: list[Record], resume: list[int])
         for headers in (dict(message.headers) for message in messages)
     )  # fmt: skip
     assert answered == Counter((r.partition, r.offset) for r in records if r.offset >= resume[r.partition])
-    assert {p: where.next for p, where in batch.progress.items()} == {p: tally.consumed[p] for p in range(3)}
+    for partition, where in batch.progress.items():
+        assert where.position == max(tally.consumed[partition], progress[partition].next)
 
 
 @given(RECORDS, st.integers(1, 7))
@@ -106,7 +113,7 @@ def test_outputs_do_not_depend_on_how_records_are_cut_into_batches(records: list
     for begin in range(0, len(records), size):
         batch, messages = apply(cut, records[begin : begin + size], progress)
         cut.engine.commit()
-        progress = batch.progress
+        progress |= batch.progress
         pieces += messages
     assert by_stream(pieces) == by_stream(whole)
 
@@ -114,7 +121,7 @@ def test_outputs_do_not_depend_on_how_records_are_cut_into_batches(records: list
 @given(RECORDS, st.integers(0, 12))
 def test_a_replay_builds_the_states_and_answers_nothing(records: list[Record], at: int) -> None:
     """What was answered before is applied in silence; what follows is answered with the bits of the first time."""
-    progress = {partition: Progress(0, at, 0) for partition in range(3)}
+    progress = {partition: replaying(at, records, partition) for partition in range(3)}
     once, again = pipeline(), pipeline()
     _, first = apply(once, records)
     batch, second = apply(again, records, progress)
@@ -125,6 +132,7 @@ def test_a_replay_builds_the_states_and_answers_nothing(records: list[Record], a
     assert batch.tally.replayed == sum(record.offset < at for record in records)
     keys = sorted(once.engine.keys())
     assert sorted(again.engine.keys()) == keys
+    assert batch.dirtied == apply(pipeline(), records)[0].dirtied
     held, held_again = once.engine.read(keys), again.engine.read(keys)
     assert [v.tobytes() for v in held.states] == [v.tobytes() for v in held_again.states]
     assert held.step.tolist() == held_again.step.tolist()
@@ -232,7 +240,7 @@ def test_the_policy_fail_stops_with_the_place(bad: bytes) -> None:
         apply(pipe, log(reading(1), bad))
     pipe.engine.rollback()
     assert pipe.engine.keys() == []
-    batch, _ = apply(pipe, log(reading(1), bad, reading(2)), {0: Progress(0, 2, 0)})
+    batch, _ = apply(pipe, log(reading(1), bad, reading(2)), {0: Progress(0, 2, 0, 0, 0, owed=2)})
     assert (batch.tally.replayed, batch.tally.predicted) == (2, 1)
 
 
@@ -289,7 +297,7 @@ def test_outputs_without_a_role_have_a_place_of_their_own() -> None:
 def test_the_tally_has_what_the_metrics_need() -> None:
     """Bytes, rows and waves of each call, scores of all applied rows, errors of those that had a forecast."""
     records = log(*(reading(n) for n in range(6)), keys=(b"a", b"b", b"a"))
-    batch, _ = apply(pipeline(), records, {0: Progress(0, 2, 0)})
+    batch, _ = apply(pipeline(), records, {0: Progress(0, 2, 0, 0, 0, owed=2)})
     assert batch.tally.bytes == sum(len(record.value or b"") for record in records)
     assert (batch.tally.rows, batch.tally.waves) == ([6], [4])
     assert [len(slots) for slots, _ in batch.scores] == [6]
@@ -315,5 +323,60 @@ def test_an_empty_batch_is_nothing() -> None:
     """No records, no messages, no change of progress."""
     batch, messages = apply(pipeline(), [])
     assert messages == []
-    assert batch.progress == LIVE
+    assert (batch.progress, batch.dirtied) == ({}, {})
     assert batch.errors.size == 0
+
+
+def test_the_first_message_of_a_clean_stream_makes_it_dirty() -> None:
+    """By partition and in order: where a replay has to begin for each; a refused message makes nothing dirty."""
+    rows = [
+        (b"a", b"{"),
+        (b"a", reading(1)),
+        (b"b", b"{"),
+        (b"b", reading(2)),
+        (b"a", reading(3)),
+        (b"b", None),
+    ]
+    pipe = pipeline()
+    batch, _ = apply(pipe, numbered([(1, key, value) for key, value in rows]))
+    assert batch.dirtied == {1: [(1, b"1/a"), (3, b"1/b")]}
+    pipe.engine.clean([b"1/a"])
+    after = [(1, b"a", reading(3e38)), (1, b"a", None), (1, b"b", reading(1))]
+    pipe.engine.commit()
+    later = [record._replace(offset=record.offset + 6) for record in numbered(after)]
+    batch, _ = apply(pipe, later, {1: Progress(0, 6, 6, 0, 0)})
+    assert batch.dirtied == {1: [(7, b"1/a")]}, "b was dirty already"
+    assert pipe.engine.first_dirty([b"1/a", b"1/b"]).tolist() == [7, 3]
+
+
+def test_a_replay_passes_over_what_a_state_holds_already() -> None:
+    """Snapshots are fuzzy: of each stream only what came after its own is applied, tombstones alike."""
+    whole = log(reading(1), reading(2), reading(3), None, reading(4), reading(5), keys=(b"a",))
+    once, again = pipeline(), pipeline()
+    apply(once, whole[:5])
+    again.engine.write(once.engine.keys(), once.engine.read(once.engine.keys()), clean=True)
+    again.engine.commit()
+    apply(once, whole[5:], {0: Progress(0, 5, 5, 0, 0)})
+    batch, messages = apply(again, whole, {0: Progress(0, 6, 0, 0, 0, owed=6)})
+    assert (messages, batch.tally.replayed) == ([], 6)
+    assert batch.dirtied == {0: [(5, b"0/a")]}
+    held, expected = again.engine.read([b"0/a"]), once.engine.read([b"0/a"])
+    assert [v.tobytes() for v in held.states] == [v.tobytes() for v in expected.states]
+    assert (held.step.tolist(), held.offset.tolist()) == ([2], [5])
+
+
+def test_an_answer_that_no_broker_takes_becomes_a_dead_letter_and_at_last_a_bare_one() -> None:
+    """Its stream advances all the same; the dead letter keeps the record, or, refused again, only its place."""
+    records = [Record(0, i, -1, b"k", reading(i), (("trace", b"7"),)) for i in range(3)]
+    plain, plain_messages = apply(pipeline(), records)
+    for times, kept in ((1, True), (2, False)):
+        pipe = pipeline()
+        batch = pipe.advance(records, pipe.decode(records), LIVE)
+        messages = pipe.encode(batch, {(0, 1): times})
+        assert messages[:2] == [plain_messages[0], plain_messages[2]]
+        assert messages[2].dead and len(messages) == 3
+        headers = dict(messages[2].headers)
+        assert headers["__streams.errors.offset"] == b"1"
+        assert headers["__streams.errors.exception"] == b"undeliverable"
+        assert (messages[2].value == records[1].value, "trace" in headers) == (kept, kept)
+        assert (batch.tally.predicted, batch.tally.refused["undeliverable"]) == (plain.tally.predicted - 1, 1)

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Callable
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from statestep.consumers.memory import MemoryBroker, MemorySource
-from statestep.consumers.metrics import Metrics
 from statestep.consumers.pipeline import BadMessage
-from statestep.consumers.ports import Committed
-from statestep.consumers.service import POLL_SECONDS, Limits, Summary
+from statestep.consumers.report import Summary
+from statestep.consumers.service import POLL_S
+from statestep.consumers.transaction import Limits
 from statestep.runtime import CapacityError
 
-from .runs import (
-    SMALL,
-    Script,
-    expect_whole,
-    filled,
-    service,
-)
+from .runs import SMALL, Clock, Script, expect_rebuilt, expect_whole, filled, marker_of, service
 
 
 @pytest.mark.parametrize("limits", [SMALL, Limits(0.0, 1), Limits(0.0, 4096), Limits(0.05, 50)])
@@ -29,7 +22,7 @@ def test_the_size_of_batches_does_not_matter(limits: Limits) -> None:
     """Records one by one, by sevens or all at once: the same outputs, bit for bit, and everything committed."""
     broker = filled()
     summary = service(broker, limits=limits).run()
-    expect_whole(broker, doubles=False)
+    expect_whole(broker)
     assert summary.consumed == 120
     assert summary.consumed == summary.predicted + summary.refused + summary.tombstones
     assert summary.reasons == {"malformed": summary.refused}
@@ -50,26 +43,25 @@ def test_partitions_that_go_and_come_back_go_on(lost: bool) -> None:
         13: lambda source: (source.revoke(2), source.assign(2)),
     }
     service(broker, Script(broker, script, 14)).run()
-    expect_whole(broker, doubles=False)
+    expect_whole(broker)
 
 
-def test_records_of_a_partition_that_is_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_of_a_partition_that_is_gone_are_forgotten() -> None:
     """What waited in the buffer is neither applied nor committed, and the service does not spin once it was due."""
-    broker, now = filled(), [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    broker, clock = filled(), Clock()
 
     def be_late(source: Script) -> None:
-        now[0] += 100.0
+        clock.now_s += 100.0
 
-    source = Script(broker, {3: lambda s: s.revoke(0, 1, 2), 4: be_late}, 7)
-    run = service(broker, source, limits=Limits(commit_interval_s=50.0, batch_records=5000))
+    source = Script(broker, {4: lambda s: s.revoke(0, 1, 2), 5: be_late}, 8)
+    run = service(broker, source, limits=Limits(commit_interval_s=50.0, batch_records=5000), clock=clock)
     summary = run.run()
     assert summary == Summary()
     assert broker.messages == []
-    assert source.timeouts[-2:] == [POLL_SECONDS, POLL_SECONDS]
-    assert run.pages().streams(5)["streams"] == 0
+    assert source.timeouts[-2:] == [POLL_S, POLL_S]
+    assert run.pager.pages().streams(5)["streams"] == 0
     service(broker).run()
-    expect_whole(broker, doubles=False)
+    expect_whole(broker)
 
 
 def test_two_members_share_a_topic() -> None:
@@ -77,32 +69,7 @@ def test_two_members_share_a_topic() -> None:
     broker = filled()
     service(broker, MemorySource(broker, partitions=[0, 2])).run()
     service(broker, MemorySource(broker, partitions=[1])).run()
-    expect_whole(broker, doubles=False)
-
-
-def test_a_refused_commit_is_tried_again() -> None:
-    """The group has moved on for a moment: outputs stand, the run goes on, the offsets are committed at last."""
-    broker = filled()
-    source = MemorySource(broker)
-    source.refuse_next(4)
-    metrics = Metrics(CollectorRegistry())
-    service(broker, source, metrics=metrics).run()
-    expect_whole(broker, doubles=False)
-    assert metrics.registry.get_sample_value("statestep_commit_failures_total") == 4
-    assert {p: c.offset for p, c in broker.offsets.items()} == {p: len(log) for p, log in enumerate(broker.log)}
-
-
-def test_a_refused_commit_of_a_partition_that_is_lost_is_not_tried_again() -> None:
-    """Its next owner may be further by then: what is committed stays as it was before the refusal."""
-    broker = filled()
-    kept: dict[int, Committed] = {}
-    script = {
-        2: lambda source: (kept.update(broker.offsets), source.refuse_next()),
-        3: lambda source: source.revoke(0, 1, 2, lost=True),
-    }
-    service(broker, Script(broker, script, 5)).run()
-    assert broker.offsets == kept
-    assert max(committed.offset for committed in kept.values()) > 0
+    expect_whole(broker)
 
 
 def test_a_bad_message_under_the_policy_fail_stops_before_its_batch() -> None:
@@ -110,10 +77,11 @@ def test_a_bad_message_under_the_policy_fail_stops_before_its_batch() -> None:
     broker = MemoryBroker(1)
     for value in (b"[1, 2]", b"[3, 4]", b"{"):
         broker.append(0, b"k", value)
+    run = service(broker, policy="fail")
     with pytest.raises(BadMessage, match="partition 0, offset 2"):
-        service(broker, policy="fail").run()
+        run.run()
     assert broker.messages == []
-    assert broker.offsets[0].offset == 0
+    assert (broker.offsets[0].offset, run.pager.pages().streams(0)["streams"]) == (0, 0)
 
 
 def test_streams_that_ended_make_room_for_others() -> None:
@@ -140,22 +108,20 @@ def test_one_stream_too_many_stops_the_service_and_loses_nothing() -> None:
     assert [json.loads(m.value or b"")["stream"] for m in broker.outputs] == ["0", "1", "2", "3"]
 
 
+# One transaction for all, and next to no states with it, nor any time for them after the signal.
+HASTY = Limits(5.0, 120, snapshot_interval_s=36_000.0, snapshot_bytes=1, drain_s=0.0)
+
+
 class TestStopping:
     """A signal ends the loop in order."""
 
     def test_what_was_taken_is_finished(self) -> None:
         """Records that wait for others are applied, answered and committed at once."""
         broker = filled()
-        polls: list[int] = []
-
-        def stopping() -> bool:
-            polls.append(1)
-            return len(polls) > 2
-
         run = service(broker, limits=Limits(commit_interval_s=3600.0, batch_records=10_000))
-        summary = run.run(stopping)
+        summary = run.run(told_after(2))
         assert summary.consumed == 120
-        expect_whole(broker, doubles=False)
+        expect_whole(broker)
         assert {p: c.offset for p, c in broker.offsets.items()} == {p: len(log) for p, log in enumerate(broker.log)}
 
     def test_a_service_that_is_told_before_it_began_ends(self) -> None:
@@ -163,19 +129,52 @@ class TestStopping:
         broker = filled()
         service(broker).run(lambda: True)
         service(broker).run()
-        expect_whole(broker, doubles=False)
+        expect_whole(broker)
 
-    def test_in_the_midst_of_a_replay_nothing_is_committed(self) -> None:
-        """The offset stays where answers end, and the next start replays again."""
+    def test_the_states_are_written_so_that_the_next_start_has_nothing_to_replay(self) -> None:
+        """However long the snapshot interval: the signal has all states written, a few at a time, up to redo = next."""
         broker = filled(bad=False)
-        service(broker).run()
-        offsets, count = dict(broker.offsets), len(broker.messages)
-        polls: list[int] = []
+        limits = Limits(0.0, 7, snapshot_interval_s=36_000.0, snapshot_bytes=300)
+        service(broker, Script(broker, {}, 10_000), limits=limits, clock=Clock()).run(told_after(20))
+        for partition in range(3):
+            seen = marker_of(broker, partition)
+            assert seen is not None
+            assert (seen.redo, seen.records) == (seen.next, 0)
+        expect_rebuilt(broker)
+        assert service(broker).run().replayed == 0
+        expect_whole_without_bad(broker)
 
-        def stopping() -> bool:
-            polls.append(1)
-            return len(polls) > 3
+    def test_what_is_not_written_in_time_is_left_to_the_next_start(self, caplog: pytest.LogCaptureFixture) -> None:
+        """The bound is kept even if states are left, with a warning, and the next start replays them."""
+        broker = filled(bad=False)
+        service(broker, Script(broker, {}, 10_000), limits=HASTY, clock=Clock()).run(told_after(1))
+        assert "stopping with states to write" in caplog.text
+        expect_rebuilt(broker)
+        assert service(broker).run().replayed > 0
+        expect_whole_without_bad(broker)
 
-        summary = service(broker).run(stopping)
+    def test_in_the_midst_of_a_replay_nothing_is_answered(self) -> None:
+        """The offset stays where answers end, states that were replayed are kept, and the next start does the rest."""
+        broker = filled(bad=False)
+        service(broker, Script(broker, {}, 10_000), limits=HASTY, clock=Clock()).run(told_after(1))
+        offsets, count = {p: c.offset for p, c in broker.offsets.items()}, len(broker.messages)
+        assert count == 120
+        summary = service(broker).run(told_after(6))
         assert 0 < summary.replayed < 120
-        assert (broker.offsets, len(broker.messages)) == (offsets, count)
+        assert ({p: c.offset for p, c in broker.offsets.items()}, len(broker.messages)) == (offsets, count)
+        expect_rebuilt(broker)
+        service(broker).run()
+        expect_whole_without_bad(broker)
+
+
+def told_after(rounds: int) -> Callable[[], bool]:
+    """A signal that comes after so many rounds of the loop."""
+    count = iter(range(1_000_000))
+    return lambda: next(count) > rounds
+
+
+def expect_whole_without_bad(broker: MemoryBroker) -> None:
+    """As `expect_whole`, for records none of which is bad."""
+    other = filled(bad=False)
+    service(other).run()
+    assert sorted(broker.messages, key=str) == sorted(other.messages, key=str)

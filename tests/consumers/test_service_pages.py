@@ -7,52 +7,77 @@ import threading
 
 import pytest
 
-from statestep.consumers.memory import MemoryBroker
-from statestep.consumers.service import Limits
+from statestep.consumers.memory import MemoryBroker, MemorySink
+from statestep.consumers.ports import BrokerError
+from statestep.consumers.transaction import Limits
 
-from .runs import (
-    Script,
-    answers,
-    filled,
-    service,
-)
+from .runs import Clock, Crash, Crashing, Script, answers, expect_whole, filled, service
+
+
+class Silent(MemorySink):
+    """A sink whose broker does not answer for so many questions about what became of a transaction."""
+
+    def __init__(self, broker: MemoryBroker, times: int):
+        super().__init__(broker)
+        self._times = times + 1  # the first is asked before anything
+
+    def recover(self) -> None:
+        self._times -= 1
+        if 0 <= self._times < 5:
+            raise BrokerError("nobody answers")
 
 
 class TestPages:
     """What the HTTP server asks while the loop runs."""
 
     def test_health_follows_the_life_of_a_service(self) -> None:
-        """Waiting for partitions, replaying, serving, draining: ready only while it serves."""
+        """Waiting for partitions, restoring, serving, draining: ready only while it serves."""
         broker = filled(bad=False)
-        service(broker).run()
-        for log in broker.log:
-            broker.append(log[0].partition, b"k0", b"[1, 2]")
+        crashing = Crashing(broker, "poll", 3, False)
+        with pytest.raises(Crash):
+            service(broker, crashing, crashing, limits=Limits(0.0, 120, snapshot_interval_s=3600.0)).run()
         seen: list[str] = []
         source = Script(broker, {}, 10_000)
-        run = service(broker, source, limits=Limits(0.0, 40))
-        assert run.pages().health().reason == "waiting for partitions"
+        run = service(broker, source)
+        assert run.pager.pages().health().reason == "waiting for partitions"
 
         def stopping() -> bool:
-            health = run.pages().health()
+            health = run.pager.pages().health()
             assert health.live
             assert health.ready == (health.reason == "serving")
             seen.append(health.reason)
-            return source.count > 12
+            return source.count > 25
 
         run.run(stopping)
         told = [reason for i, reason in enumerate(seen) if i == 0 or reason != seen[i - 1]]
         assert told[0] == "waiting for partitions"
-        assert told[1].startswith("replaying history of partitions [0, 1, 2]")
+        assert told[1].startswith("restoring partitions [")
         assert told[-1] == "serving"
-        assert run.pages().health().reason == "finishing, then stopping"
+        assert run.pager.pages().health().reason == "finishing, then stopping"
 
-    def test_a_loop_that_is_stuck_is_not_live(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Three minutes without a round, longer than a flush may take, and whoever restarts processes is told."""
-        run = service(filled())
+    def test_while_the_outcome_of_a_transaction_is_not_known_it_is_not_ready(self) -> None:
+        """The broker is gone: the loop goes round, so it is live, and says what it waits for."""
+        broker, clock, seen = filled(), Clock(), set()
+        sink = Silent(broker, 5)
+        run = service(broker, sink=sink, clock=clock, on_batch=lambda batch: sink.fail_next())
+
+        def stopping() -> bool:
+            health = run.pager.pages().health()
+            seen.add((health.live, health.ready, health.reason))
+            clock.now_s += 1.0
+            return False
+
+        run.run(stopping)
+        assert (True, False, "waiting for the broker, to know what became of a transaction") in seen
+        expect_whole(broker)
+
+    def test_a_loop_that_is_stuck_is_not_live(self) -> None:
+        """Three minutes without a round, longer than a transaction may take, and whoever restarts processes is told."""
+        clock = Clock(1e-4)
+        run = service(filled(), clock=clock)
         run.run()
-        later = run._looped_at + 181
-        monkeypatch.setattr("statestep.consumers.service.time.monotonic", lambda: later)
-        health = run.pages().health()
+        clock.now_s += 181
+        health = run.pager.pages().health()
         assert (health.live, health.ready, health.reason) == (False, False, "the loop has not come round for 181 s")
 
     def test_streams_are_shown_by_score_by_age_and_by_key(self) -> None:
@@ -63,7 +88,7 @@ class TestPages:
         last = {}
         for (_, partition, _), message in answers(broker.messages):
             last[partition, message.key] = json.loads(message.value or b"")
-        pages = run.pages()
+        pages = run.pager.pages()
         assert pages.streams(100)["streams"] == len(last)
         highest = pages.streams(100)["highest_scores"]
         assert [row["score"] for row in highest] == sorted((d["score"] for d in last.values()), reverse=True)
@@ -79,14 +104,22 @@ class TestPages:
         assert pages.stream(b"nobody") == []
 
     def test_a_stream_that_came_back_shows_its_own_score(self) -> None:
-        """Replayed after a rebalance, in a slot that was another's: the score is that of its own last record."""
+        """In a slot that was another's the score is that of its own last record, or none if that was not replayed."""
         broker = filled(bad=False)
-        script = {9: lambda s: s.revoke(0, 1, 2), 10: lambda s: (s.assign(2), s.assign(1), s.assign(0))}
-        run, quiet = service(broker, Script(broker, script, 11), limits=Limits(0.0, 60)), service(filled(bad=False))
+        script = {4: lambda s: s.revoke(0, 1, 2), 5: lambda s: (s.assign(2), s.assign(1), s.assign(0))}
+        limits = Limits(0.0, 60, snapshot_interval_s=3600.0)
+        run = service(broker, Script(broker, script, 8), limits=limits)
         run.run()
-        quiet.run()
-        assert run.summary.replayed == 120
-        assert run.pages().streams(100)["highest_scores"] == quiet.pages().streams(100)["highest_scores"]
+        assert run.summary.replayed > 30
+        documents = [
+            (p, message.key, json.loads(message.value or b"")) for (_, p, _), message in answers(broker.messages)
+        ]
+        last = {(partition, (key or b"").decode()): document["score"] for partition, key, document in documents}
+        shown = run.pager.pages().streams(100)["highest_scores"]
+        assert len(shown) == len(last)
+        scores = [(row["score"], last[row["partition"], row["stream"]]) for row in shown]
+        assert all(score in (None, own) for score, own in scores)
+        assert any(score is not None for score, _ in scores)
 
     def test_a_rejected_record_leaves_the_score_as_it_was(self) -> None:
         """The page shows what the stream remembers, and a record whose result is not finite is not remembered."""
@@ -95,7 +128,7 @@ class TestPages:
             broker.append(0, b"k", value)
         run = service(broker)
         run.run()
-        (row,) = run.pages().stream(b"k")
+        (row,) = run.pager.pages().stream(b"k")
         assert (row["step"], row["score"]) == (2, json.loads(broker.outputs[1].value or b"")["score"])
         assert row["score"] > 0
 
@@ -106,8 +139,8 @@ class TestPages:
         broker.append(0, b"timed", b'{"flow": 1, "pressure": 2, "ts": 5}')
         run = service(broker)
         run.run()
-        assert [row["stream"] for row in run.pages().streams(9)["stalest"]] == ["timed"]
-        assert run.pages().stream(b"timeless")[0]["ts"] is None
+        assert [row["stream"] for row in run.pager.pages().streams(9)["stalest"]] == ["timed"]
+        assert run.pager.pages().stream(b"timeless")[0]["ts"] is None
 
     def test_pages_may_be_asked_from_other_threads_at_any_time(self) -> None:
         """A thread that asks without pause, while streams come, go and are rebuilt, always gets whole rows."""
@@ -118,10 +151,10 @@ class TestPages:
         def ask() -> None:
             while not stop.is_set():
                 try:
-                    shown = run.pages().streams(50)
+                    shown = run.pager.pages().streams(50)
                     assert all(row["step"] >= 1 for row in shown["highest_scores"])
-                    run.pages().stream(b"k1")
-                    run.pages().health()
+                    run.pager.pages().stream(b"k1")
+                    run.pager.pages().health()
                 except Exception as fault:
                     faults.append(fault)
 

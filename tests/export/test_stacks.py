@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -20,17 +19,9 @@ from statestep.export.weights import load, reference_of, save
 
 from . import reference
 from .models import model, readings
+from .operators import NODES, nodes
 
 MIXED = "rnn-relu,lstm-projected,gru-reset-before,lstm-layernorm,lstm-peephole"
-LSTM = {"op": "LSTM", "P": False, "input_forget": 0}
-NODES: dict[str, dict[str, Any]] = {  # what becomes of a cell, where ONNX has an operator for it
-    "lstm": LSTM,
-    "lstm-peephole": LSTM | {"P": True},
-    "lstm-coupled": LSTM | {"input_forget": 1},
-    "lstm-peephole-coupled": LSTM | {"P": True, "input_forget": 1},
-    "gru": {"op": "GRU", "linear_before_reset": 1},
-    "gru-reset-before": {"op": "GRU", "linear_before_reset": 0},
-}
 
 
 def network(cell: str, *, layers: int = 1, hidden: int = 6, **settings: Any) -> Forecaster:
@@ -42,21 +33,6 @@ def network(cell: str, *, layers: int = 1, hidden: int = 6, **settings: Any) -> 
 
 def drawn(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
-
-
-def nodes(graph: onnx.ModelProto) -> list[dict[str, Any]]:
-    """The recurrent nodes, as `NODES` tells them."""
-    found = []
-    for node in graph.graph.node:
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        assert attributes.get("direction", b"forward") == b"forward" and not attributes.get("layout", 0)
-        if node.op_type == "LSTM":
-            peephole = len(node.input) > 7 and node.input[7] != ""
-            found.append({"op": "LSTM", "P": peephole, "input_forget": attributes.get("input_forget", 0)})
-        elif node.op_type == "GRU":
-            found.append({"op": "GRU", "linear_before_reset": attributes.get("linear_before_reset", 0)})
-        assert node.op_type != "RNN", "the operator that rounds a single row in its own way"
-    return found
 
 
 @torch.no_grad()
@@ -102,14 +78,6 @@ def test_dropout_thins_a_mixed_stack_between_its_layers() -> None:
     made.eval()(x)
     assert 0.2 < float((seen[0] == 0).double().mean()) < 0.8
     torch.testing.assert_close(seen[1], below, atol=0, rtol=0)
-
-
-def test_each_cell_becomes_its_operator() -> None:
-    """A stack of every cell holds, in step and sequence form, ONNX's operator for each that has one, and never RNN."""
-    made = model(",".join(CELLS), hidden=4)
-    expected = [NODES[cell] for cell in CELLS if cell in NODES]
-    assert nodes(step_graph(made)) == expected
-    assert nodes(sequence_graph(made)) == expected
 
 
 class Everything(nn.Module):

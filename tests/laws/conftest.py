@@ -1,16 +1,5 @@
-"""torch with one thread: of matrices as small as these two threads take ten times as long."""
+"""What the laws share with the tests of the export."""
 
-from __future__ import annotations
+from ..export.registry import one_registry
 
-from collections.abc import Iterator
-
-import pytest
-import torch
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["one_registry"]

@@ -6,6 +6,7 @@ those that ONNX has no operator for are spelt out in products that give a row th
 
 from __future__ import annotations
 
+import onnx
 import pytest
 
 from statestep.export import (
@@ -17,8 +18,11 @@ from statestep.export import (
     rollback_is_an_identity,
     streaming_is_offline,
 )
+from statestep.export.against import sequence_path
+from statestep.export.forecaster import kinds_of
 
-from .zoo import BATCHES, NAMES, STEPS, Specimen, X, specimen
+from ..export.operators import NODES, nodes
+from .zoo import BATCHES, MODULES, NAMES, STEPS, Specimen, X, specimen
 
 SHAPES = [(steps, batch) for steps in STEPS for batch in BATCHES]
 MATRIX = pytest.mark.parametrize(("steps", "batch"), SHAPES, ids=[f"T{steps}-B{batch}" for steps, batch in SHAPES])
@@ -75,3 +79,13 @@ def test_rollback_is_an_identity(model: Specimen, batch: int) -> None:
 def test_restored_goes_on(model: Specimen) -> None:
     """Read, and written into the engine of another process' model, streams go on with the same bits."""
     restored_goes_on(model.step, X[:20, :7], fresh=type(model.step).load(model.path))
+
+
+def test_each_layer_becomes_its_operator(model: Specimen) -> None:
+    """Step and sequence form hold ONNX's operator for each layer that has one, in their order, and never RNN."""
+    name = model.step.contract.name
+    found = [nodes(onnx.load(path)) for path in (model.path, sequence_path(model.path))]
+    if name not in MODULES:
+        cell, _, layers = name.partition(" x")
+        expected = [NODES[kind] for kind in kinds_of(cell, int(layers or 1)) if kind in NODES]
+        assert found == [expected, expected]

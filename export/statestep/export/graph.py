@@ -62,6 +62,7 @@ def _export(
                 output_names=outputs,
                 dynamic_shapes=shapes,
                 verbose=False,
+                optimize=False,  # the same comes below, with a limit that can be set
             )
         except Exception as error:  # the exporter raises what it met in a team's own code, of any kind
             reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
