@@ -5,10 +5,17 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# The Python that makes .venv (any 3.11 or later), the port of `make kafka`, extra arguments of a command.
+# The Python that makes .venv (any 3.11 or later), the port of `make kafka`, how many faults `make chaos` brings about
+# and under which Kafka client, the seeds of `make simulate`, extra arguments of a command.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 KAFKA_PORT ?= 9092
+# Processes of `make test`: on two cores a third works while the others wait for a broker. One that dies ends the run:
+# xdist may wait for ever for its successor.
+WORKERS ?= 3
+FAULTS ?= 20
+CLIENT ?= kafka-python
+SEEDS ?= 0..500
 ARGS ?=
 
 BIN := .venv/bin
@@ -31,7 +38,7 @@ setup: $(FULL)  ## Everything that development and tests need: torch, linters, a
 
 .PHONY: test
 test: setup lint types  ## Every check and every test, from a fresh clone
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --max-worker-restart 0 $(ARGS)
 
 .PHONY: lint
 lint: $(FULL)  ## Style and format, by ruff
@@ -49,6 +56,18 @@ kafka: $(BASE)  ## Start a Kafka broker on localhost (KAFKA_PORT=9092), its data
 .PHONY: kafka-stop
 kafka-stop: $(BASE)  ## Stop that broker, and no other
 	$(KAFKA) stop
+
+.PHONY: chaos
+chaos: $(BASE)  ## Faults under a running service on a real cluster (FAULTS=150 CLIENT=librdkafka ARGS="--seed 7")
+	$(BIN)/python -m tests.broker.chaos --faults $(FAULTS) --client $(CLIENT) $(ARGS)
+
+.PHONY: simulate
+simulate: $(FULL)  ## The service over a simulated Kafka under faults, by seeds (SEEDS=0..10000, or SEEDS=17 ARGS=-v)
+	$(BIN)/python -m tests.simulation SEEDS=$(SEEDS) $(ARGS)
+
+.PHONY: mutants
+mutants: $(FULL)  ## A test of the tests: each rule of exactly once is broken, and the simulation must notice
+	$(BIN)/python -m tests.simulation.mutants $(ARGS)
 
 .PHONY: bench
 bench: $(BASE)  ## Messages per second and CPU time per message, by stage
@@ -81,5 +100,5 @@ $(BASE): pyproject.toml
 # `import torch` fails. A pip that is configured for torch's CPU wheels is left its choice.
 $(FULL): $(BASE)
 	@echo "installing torch and the development tools into .venv, which takes a few minutes the first time …"
-	$(BIN)/pip install --quiet --editable '.[export,parquet]' --group dev
+	$(BIN)/pip install --quiet --editable '.[export,parquet,librdkafka,compression]' --group dev
 	touch $@
