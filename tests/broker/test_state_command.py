@@ -197,7 +197,7 @@ def _interrupted(world: World, name: str, file: str) -> bool:
         return False
     with closing(place):
         exported = state_moves.read(Path(file).read_bytes().splitlines(keepends=True), file)
-        writes = state_moves.plan(exported, place.read(), place.identity(), Terms(replace=True), place.start)
+        writes = state_moves.plan(exported, place.read(), place.identity(), Terms(replace=True), place.start, "import")
         with pytest.raises(Stop, match="somebody came"):
             place.write(writes)
     return True

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from statestep.consumers import checkpoint
 from statestep.consumers.changelog import MARKER, Marker, StateCodec, decode_marker
 from statestep.consumers.codec import Decoder, Fields, Observation, Refused
 from statestep.consumers.memory import MemoryBroker, MemoryChangelog, MemorySink, MemorySource
@@ -111,8 +112,7 @@ def expect_rebuilt(broker: MemoryBroker) -> None:
         if seen is None:
             assert partition not in broker.offsets
             continue
-        assert broker.offsets[partition].offset == seen.next
-        assert broker.offsets[partition].metadata == str(seen.sequence)
+        assert broker.offsets[partition] == checkpoint.committed(seen)
         latest: dict[bytes, StateRecord] = {record.key: record for record in broker.changelog[partition]}
         del latest[MARKER]
         rebuilt, reference = Engine(MODEL), Engine(MODEL)

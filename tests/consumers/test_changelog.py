@@ -93,9 +93,9 @@ GOLDEN_VALUE = bytes.fromhex(
 )
 GOLDEN_MARKER = (
     b'{"statestep-marker":1,"sequence":7,"redo":100,"next":117,"epoch":1,"topic_id":"aBcD","partitions":4,'
-    b'"records":17,"semantics":"5e","model":"f0","crc32c":"24a642b9"}'
+    b'"records":17,"semantics":"5e","model":"f0","writer":"3c","crc32c":"30829bf8"}'
 )
-MARK = Marker(7, 100, 117, 1, "aBcD", 4, 17, "5e", "f0")
+MARK = Marker(7, 100, 117, 1, "aBcD", 4, 17, "5e", "f0", "3c")
 
 SMALL = StateCodec(contract_of(State("h0", "hn", (2,))))
 NUMBERS = np.array([5])
@@ -186,7 +186,7 @@ def test_the_markers_format_is_stable() -> None:
 def test_every_marker_comes_back(numbers: list[int], partitions: int, topic_id: str) -> None:
     """Also where an offset is large and the topic's id has quotes or letters from anywhere."""
     redo, length, epoch = numbers
-    mark = Marker(0, redo, redo + length, epoch, topic_id, partitions, length, "ab" * 32, "cd" * 32)
+    mark = Marker(0, redo, redo + length, epoch, topic_id, partitions, length, "ab" * 32, "cd" * 32, "ef" * 8)
     assert decode_marker(encode_marker(mark)) == mark
 
 

@@ -14,12 +14,8 @@ from statestep.consumers.changelog import Marker
 from statestep.consumers.checkpoint import Dirty, Found, Pace, Policies, Progress, Stop, due, joined, kept, marked, plan
 from statestep.consumers.ports import Committed, Identity
 
-SEEN = Marker(
-    sequence=7, redo=100, next=117, epoch=2, topic_id="t", partitions=4, records=17, semantics="s", model="m" * 64
-)
-CLEAN = Marker(
-    sequence=7, redo=117, next=117, epoch=2, topic_id="t", partitions=4, records=0, semantics="s", model="m" * 64
-)
+SEEN = Marker(7, 100, 117, epoch=2, topic_id="t", partitions=4, records=17, semantics="s", model="m" * 64, writer="a")
+CLEAN = Marker(7, 117, 117, epoch=2, topic_id="t", partitions=4, records=0, semantics="s", model="m" * 64, writer="a")
 
 
 def found(marker: Marker | None, committed: Committed | None, **change: Any) -> Found:
@@ -34,7 +30,7 @@ def found(marker: Marker | None, committed: Committed | None, **change: Any) -> 
     return Found(committed, marker, **(usual | change))
 
 
-AGREED, NONE = Committed(117, "7"), Policies()
+AGREED, NONE = Committed(117, "7 a"), Policies()
 COLD, MARKER, SKIP = (Policies(offset_mismatch=choice) for choice in ("cold", "marker", "skip"))
 GONE = {"bounds": (101, 500)}
 OTHER = {"model": "x" * 64}
@@ -87,7 +83,8 @@ PLANS = {
 STOPS = {
     "offset without states": (found(None, Committed(9, "")), NONE, "offset 9 is committed, but there are no states"),
     "another offset": (found(SEEN, Committed(50, "")), NONE, r"offset 50 is committed \(by a tool\).* 117 \(transact"),
-    "another transaction": (found(SEEN, Committed(117, "8")), NONE, r"117 is committed \(transaction 8\)"),
+    "another transaction": (found(SEEN, Committed(117, "8 a")), NONE, r"117 is committed \(transaction 8 a\)"),
+    "another writer's": (found(SEEN, Committed(117, "7 b")), NONE, r"transaction 7 b\), .* 117 \(transaction 7 a\)"),
     "an earlier offset cannot be skipped to": (found(CLEAN, Committed(50, "")), SKIP, "offset 50 is committed"),
     "skipping before a replay": (found(SEEN, Committed(130, "")), SKIP, "100 to 117 must be replayed before any can"),
     "history is gone": (found(SEEN, AGREED, **GONE), NONE, "from 100 on are kept only from 101.*cold starts them anew"),
@@ -171,8 +168,8 @@ class TestProgress:
         progress = Progress(0, 0, 0, 0, 0).applied(offsets)
         redo = data.draw(st.sampled_from([0, *offsets, progress.position]))
         progress = marked(progress, redo)
-        noted = checkpoint.marker(progress, Identity("t", 4, True), "s", "m" * 64)
-        again = plan(found(noted, checkpoint.committed(progress)), NONE, lambda: 0)
+        noted = checkpoint.marker(progress, Identity("t", 4, True), "s", "m" * 64, "a")
+        again = plan(found(noted, checkpoint.committed(noted)), NONE, lambda: 0)
         owed = [offset for offset in offsets if offset >= redo]
         assert (again.progress.owed, again.commit, again.progress.sequence) == (len(owed), False, 1)
         assert again.progress.position == (redo if owed else progress.next)

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from typer.testing import CliRunner
 
 from statestep.consumers import config, state_moves, wiring
 from statestep.consumers.changelog import MARKER, STREAM, Corrupt, Marker, StateCodec, decode_marker, look, moved
-from statestep.consumers.checkpoint import Stop
+from statestep.consumers.checkpoint import Stop, committed
 from statestep.consumers.cli import app
 from statestep.consumers.config import ConfigError
 from statestep.consumers.ports import Committed, Identity, StateRecord
-from statestep.consumers.state_moves import Exported, Terms, plan, read, written
+from statestep.consumers.state_moves import Exported, Terms, read, written
 from statestep.consumers.states import Held, find, hold, stalest
 from statestep.consumers.tables import FileError
 from statestep.runtime import NO_TIME, Engine, Records, StepModel
@@ -178,14 +179,21 @@ def record(partition: int, key: bytes, *, time: int = 0, offset: int = 5, epoch:
     return CODEC.encode(partition, [key], Records(states, *one), epoch)[0]
 
 
+plan = partial(state_moves.plan, writer="import")
+
+
 def held(partition: int, *keys: bytes, next: int = 10, identity: Identity = SAME, **changed: Any) -> Held:
     """A partition at rest."""
     values: dict[str, Any] = {"sequence": 3, "redo": next, "next": next, "epoch": 2, "records": 0, "semantics": "5e"}
-    marker = Marker(
-        **(values | {"topic_id": identity.topic_id, "partitions": identity.partitions, "model": "f0" * 32} | changed)
-    )
+    values |= {
+        "topic_id": identity.topic_id,
+        "partitions": identity.partitions,
+        "model": "f0" * 32,
+        "writer": "service",
+    }
+    marker = Marker(**(values | changed))
     records = {STREAM + key: record(partition, key, epoch=marker.epoch) for key in keys}
-    return hold(partition, records, marker, Committed(marker.next, str(marker.sequence)))
+    return hold(partition, records, marker, committed(marker))
 
 
 def empty(partitions: int) -> dict[int, Held]:
@@ -211,7 +219,7 @@ def test_an_import_writes_what_a_transaction_would() -> None:
         assert last.key == MARKER and last.value is not None
         marker = decode_marker(last.value)
         assert (marker.sequence, marker.redo, marker.next, marker.epoch) == (9, 10, 10, 5)
-        assert write.offset == Committed(10, "9")
+        assert write.offset == Committed(10, "9 import")
         for state in states:
             head = look(state)
             assert (head.epoch, head.offset, head.step) == (5, 9, 7)
@@ -223,7 +231,7 @@ def test_an_import_writes_what_a_transaction_would() -> None:
 def test_a_new_application_begins_where_the_states_left_off() -> None:
     """On the same topic; on another one where it is told to, or at its beginning."""
     writes = plan(exported(), empty(4), SAME, Terms(), nowhere)
-    assert [(write.partition, write.offset) for write in writes] == [(p, Committed(10, "0")) for p in range(4)]
+    assert [(write.partition, write.offset) for write in writes] == [(p, Committed(10, "0 import")) for p in range(4)]
     asked: list[tuple[int, str]] = []
 
     def start(partition: int, word: str) -> int:

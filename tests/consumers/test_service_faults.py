@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from statestep.consumers import checkpoint
 from statestep.consumers.checkpoint import Stop
 from statestep.consumers.memory import MemoryBroker, MemorySink, MemorySource
 from statestep.consumers.pipeline import BadMessage
-from statestep.consumers.ports import Blocked, BrokerError, Committed, Fenced, Message, Rejected, Transaction
+from statestep.consumers.ports import Blocked, BrokerError, Fenced, Message, Rejected, Transaction
 from statestep.consumers.service import POLL_S
 from statestep.consumers.transaction import Limits
 
@@ -222,7 +223,7 @@ def test_every_commit_has_the_sequence_of_its_marker() -> None:
             assert {state.partition for state in transaction.states} == set(transaction.offsets)
             for partition, committed in transaction.offsets.items():
                 found = marker_of(broker, partition)
-                assert found is not None and committed == Committed(found.next, str(found.sequence))
+                assert found is not None and committed == checkpoint.committed(found)
                 before = seen.get(partition, (found.sequence - 1, 0, 0))
                 assert found.sequence == before[0] + 1
                 assert (found.redo >= before[1], found.next >= before[2]) == (True, True)

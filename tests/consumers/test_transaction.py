@@ -30,7 +30,7 @@ class Run:
         encoder = Encoder(MODEL.contract, MODEL.fingerprint, "sensors")
         self.pipeline = Pipeline(self.engine, Decoder(MODEL.contract, Fields()), encoder)
         self.composer = Composer(
-            self.engine, StateCodec(MODEL.contract), keeps_states=keeps_states, semantics="s", model="m"
+            self.engine, StateCodec(MODEL.contract), keeps_states=keeps_states, semantics="s", model="m", writer="w"
         )
         self.progress, self.waiting = NEW, list[Dirty]()
 
@@ -74,8 +74,8 @@ def keys(turn: Turn) -> list[bytes]:
 def marker(turn: Turn) -> tuple[int, int, int, int, int]:
     """Its sequence, redo, next, epoch and records."""
     found = decode_marker(turn.transaction.states[-1].value or b"")
-    assert turn.transaction.offsets[0] == Committed(found.next, str(found.sequence))
-    assert (found.topic_id, found.partitions, found.semantics, found.model) == ("t", 2, "s", "m")
+    assert turn.transaction.offsets[0] == Committed(found.next, f"{found.sequence} w")
+    assert (found.topic_id, found.partitions, found.semantics, found.model, found.writer) == ("t", 2, "s", "m", "w")
     return found.sequence, found.redo, found.next, found.epoch, found.records
 
 
@@ -150,7 +150,7 @@ def test_a_partition_that_opens_is_marked_though_nothing_moves() -> None:
         now_s=1.0,
         pace=ALL,
     )
-    assert turn.transaction.offsets == {1: Committed(7, "0")}
+    assert turn.transaction.offsets == {1: Committed(7, "0 w")}
     assert [(state.partition, state.key) for state in turn.transaction.states] == [(1, MARKER)]
     assert (turn.after[0], turn.after[1].sequence) == (NEW, 0)
 
@@ -158,7 +158,7 @@ def test_a_partition_that_opens_is_marked_though_nothing_moves() -> None:
 def test_without_a_place_for_states_only_the_offsets_move() -> None:
     """A run over files without a store: no states, no markers."""
     turn = Run(keeps_states=False).turn(*ROWS, pace=ALL)
-    assert (list(turn.transaction.states), turn.transaction.offsets) == ([], {0: Committed(4, "5")})
+    assert (list(turn.transaction.states), turn.transaction.offsets) == ([], {0: Committed(4, "5 w")})
 
 
 @pytest.mark.parametrize(

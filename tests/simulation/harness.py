@@ -230,7 +230,7 @@ class Run:
         self.alive: dict[str, Process] = {}
         self.stopping: set[str] = set()
         self.finishing = False
-        self.restarts = self.restores = 0
+        self.starts = self.restarts = self.restores = 0
         self.helped = False
         self.ends: Counter[str] = Counter()
         self.model = Fold()
@@ -273,6 +273,7 @@ class Run:
 
     def service(self, name: str, stack: ExitStack) -> Service:
         """A service over the simulated clients, as `wiring` makes it over the real ones."""
+        self.starts += 1
         p, clients = self.plan, self.clients
         properties = {"bootstrap_servers": ["simulated"]}
         instance = f"instance-{name[0]}" if p.static else None
@@ -303,7 +304,7 @@ class Run:
         source.watch = sink.watch = self.watch
         source.engine, source.sink, sink.source = pipeline.engine, sink, source
         service = Service(
-            source, sink, changelog, pipeline, uncounted(), model="f0", semantics="5e",
+            source, sink, changelog, pipeline, uncounted(), model="f0", semantics="5e", writer=f"{name}-{self.starts}",
             limits=Limits(p.commit_s, p.records, p.snapshot_s, p.snapshot_bytes), store=store, clock=self.world.clock,
         )  # fmt: skip
         if self.patch is not None:

@@ -154,7 +154,9 @@ class Watch:
         """Invariant 4."""
         expect = self.expect
         expect(told.offset == marker.next, f"{where}: the offset is not the marker's", told, marker)
-        expect(told.metadata == str(marker.sequence), f"{where}: the metadata is not the sequence", told, marker)
+        expect(
+            told.metadata == f"{marker.sequence} {marker.writer}", f"{where}: not the marker's metadata", told, marker
+        )
         if before is None:
             expect(marker.sequence == 0, f"{where}: the first sequence", marker)
         else:

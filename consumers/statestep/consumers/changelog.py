@@ -70,6 +70,7 @@ class Marker(msgspec.Struct, frozen=True):
     records: int  # how many input records lie in [redo, next): offsets may have gaps
     semantics: str  # hash of everything that decides what a replay gives, in hex
     model: str  # the model's fingerprint: the SHA-256 of its file, in hex
+    writer: str  # who committed it: a name of its own for every start of a service
 
     def __post_init__(self) -> None:
         sound = min(self.sequence, self.redo, self.epoch) >= 0 and 0 <= self.records <= self.next - self.redo
@@ -83,7 +84,7 @@ class Marker(msgspec.Struct, frozen=True):
 def encode_marker(marker: Marker) -> bytes:
     """The value of a marker's record.
 
-    >>> encode_marker(Marker(7, 100, 117, 1, "aBcD", 4, 17, "5e", "f0"))[:60]
+    >>> encode_marker(Marker(7, 100, 117, 1, "aBcD", 4, 17, "5e", "f0", "3c"))[:60]
     b'{"statestep-marker":1,"sequence":7,"redo":100,"next":117,"ep'
     """
     body = b'{"statestep-marker":%d,%s' % (FORMAT, msgspec.json.encode(marker)[1:-1])
@@ -93,7 +94,7 @@ def encode_marker(marker: Marker) -> bytes:
 def decode_marker(value: bytes, where: str = "a partition's marker") -> Marker:
     """The marker of which `value` is the record's. `where` is what an error calls it. Raises `Corrupt`.
 
-    >>> decode_marker(encode_marker(Marker(7, 100, 117, 1, "aBcD", 4, 17, "5e", "f0"))).next
+    >>> decode_marker(encode_marker(Marker(7, 100, 117, 1, "aBcD", 4, 17, "5e", "f0", "3c"))).next
     117
     """
     found = _MARKER.fullmatch(value)

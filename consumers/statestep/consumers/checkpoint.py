@@ -4,8 +4,9 @@ The words. A stream is dirty from the first message applied since its record was
 offset. `redo` of a partition is the smallest of its streams' first_dirty, or where it stands if none is dirty. `next`
 is the offset after the last message answered. `sequence` counts the partition's transactions.
 
-A marker is committed with every transaction, and its sequence stands in the metadata of the committed offset, so the
-two are known to belong together. To go on, the states are read back and the messages from `redo` to `next` applied
+A marker is committed with every transaction, and its sequence and writer stand in the metadata of the committed offset,
+so the two are known to belong together, and a transaction that failed is known from another's that came in its place.
+To go on, the states are read back and the messages from `redo` to `next` applied
 again, in silence: a step depends on nothing but the stream's record and the message, so every stream gets its bits.
 """
 
@@ -128,7 +129,7 @@ def marked(progress: Progress, redo: int) -> Progress:
     return replace(progress, sequence=progress.sequence + 1, redo=redo, spans=kept(progress.spans, redo))
 
 
-def marker(progress: Progress, identity: Identity, semantics: str, model: str) -> Marker:
+def marker(progress: Progress, identity: Identity, semantics: str, model: str, writer: str) -> Marker:
     """What is written of a partition with each transaction."""
     return Marker(
         sequence=progress.sequence,
@@ -140,12 +141,17 @@ def marker(progress: Progress, identity: Identity, semantics: str, model: str) -
         records=sum(stop - start for start, stop in progress.spans) + progress.owed,
         semantics=semantics,
         model=model,
+        writer=writer,
     )
 
 
-def committed(progress: Progress) -> Committed:
-    """What is committed for the group beside the marker: where a reader goes on, and the marker's sequence."""
-    return Committed(progress.next, str(progress.sequence))
+def committed(marker: Marker) -> Committed:
+    """What is committed for the group beside the marker: where a reader goes on, and which transaction says so.
+
+    Two writers may number a transaction alike and end it at the same message, with other states in it: of these only
+    one counts, and the other must not take it for its own.
+    """
+    return Committed(marker.next, f"{marker.sequence} {marker.writer}")
 
 
 class Policies(NamedTuple):
@@ -239,7 +245,7 @@ def _agreed(found: Found, seen: Marker, policies: Policies) -> tuple[int, tuple[
     said = found.committed
     if said is None:
         return seen.next, (f"the group's offset has gone; going on by the changelog, at {seen.next}",)
-    if said == Committed(seen.next, str(seen.sequence)):
+    if said == committed(seen):
         return seen.next, ()
     if policies.offset_mismatch == "marker":
         return seen.next, (f"offset {said.offset} is passed over for the changelog's {seen.next}",)
@@ -249,8 +255,8 @@ def _agreed(found: Found, seen: Marker, policies: Policies) -> tuple[int, tuple[
         return said.offset, (f"messages {seen.next} to {said.offset} are skipped, states are as they were before",)
     raise Stop(
         f"offset {said.offset} is committed ({f'transaction {said.metadata}' if said.metadata else 'by a tool'}), "
-        f"the states go with {seen.next} (transaction {seen.sequence}); choose by --on-offset-mismatch: marker goes on "
-        f"at {seen.next}, cold starts all streams anew at {said.offset}"
+        f"the states go with {seen.next} (transaction {committed(seen).metadata}); choose by --on-offset-mismatch: "
+        f"marker goes on at {seen.next}, cold starts all streams anew at {said.offset}"
         + (", skip keeps the states and leaves out what is between" if said.offset > seen.next else "")
     )
 
@@ -290,8 +296,7 @@ def _go_on(
             f"messages {seen.redo} to {seen.next} must be replayed before any can be skipped; start once with "
             "--on-offset-mismatch marker and stop by SIGTERM, then skip"
         )
-    settled = found.committed == committed(progress)
-    return Plan(progress, cold=False, commit=not settled, warnings=warnings)
+    return Plan(progress, cold=False, commit=found.committed != committed(seen), warnings=warnings)
 
 
 def _next_epoch(seen: Marker, found: Found) -> Progress:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Annotated, Any
 
 import typer
@@ -183,7 +184,7 @@ def import_states(
         codec, _, fingerprint = _codec(model, settings)
         layout = None if codec is None else codec.layout
         terms = Terms(placing, start, replace, any_model, any_offset, fingerprint, layout)
-        writes = state_moves.plan(exported, place.read(), place.identity(), terms, place.start)
+        writes = state_moves.plan(exported, place.read(), place.identity(), terms, place.start, token_hex(8))
         place.write(writes)
     for write in writes:
         err.print(

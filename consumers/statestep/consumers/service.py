@@ -61,6 +61,7 @@ class Service:
         metrics: Metrics,
         *,
         model: str,
+        writer: str,
         semantics: str = "",
         policies: Policies | None = None,
         start: Callable[[int], int] | None = None,
@@ -71,7 +72,8 @@ class Service:
         clock: Callable[[], float] = time.monotonic,
     ):
         """`model` is the fingerprint, `semantics` a hash of all that decides states, `start` gives the offset where a
-        new application begins in a partition, by default the first one kept. `store` is a local copy of the changelog.
+        new application begins in a partition, by default the first one kept. `writer` is a name that no other start of
+        a service has. `store` is a local copy of the changelog.
         """
         self._source = source
         self._sink = sink
@@ -96,7 +98,12 @@ class Service:
             lock=self._lock,
         )
         self._composer = Composer(
-            self._engine, self._codec, keeps_states=sink.keeps_states, semantics=semantics, model=model
+            self._engine,
+            self._codec,
+            keeps_states=sink.keeps_states,
+            semantics=semantics,
+            model=model,
+            writer=writer,
         )
         self._spill = Spill(self._engine, self._codec, store, metrics)
         self._restorer.store = store

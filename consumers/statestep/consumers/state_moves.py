@@ -19,7 +19,7 @@ from crc32c import crc32c
 from kafka.partitioner.default import murmur2
 
 from statestep.consumers.changelog import MARKER, STREAM, Marker, encode_marker, look, moved
-from statestep.consumers.checkpoint import Stop
+from statestep.consumers.checkpoint import Stop, committed
 from statestep.consumers.codec import text
 from statestep.consumers.config import ConfigError
 from statestep.consumers.ports import Committed, Identity, StateRecord
@@ -175,8 +175,10 @@ def plan(
     identity: Identity,
     terms: Terms,
     start: Callable[[int, str], int],
+    writer: str,
 ) -> list[Write]:
-    """What an import has to write, by partition. `start` turns the word for a beginning into an offset.
+    """What an import has to write, by partition. `start` turns the word for a beginning into an offset; `writer` is a
+    name that no other writer has.
 
     Raises `Stop` or `ConfigError` where streams could not go on as they were.
     """
@@ -201,7 +203,10 @@ def plan(
             if target[partition].marker is None:
                 placed.setdefault(partition, {})
     _expect_fitting(header, target, terms)
-    return [_write(header, records, target[p], identity, terms, same, start) for p, records in sorted(placed.items())]
+    return [
+        _write(header, records, target[p], identity, terms, same, start, writer)
+        for p, records in sorted(placed.items())
+    ]
 
 
 def _write(
@@ -212,6 +217,7 @@ def _write(
     terms: Terms,
     same: bool,
     start: Callable[[int, str], int],
+    writer: str,
 ) -> Write:
     """What is to be written of one partition."""
     p, seen, left_off = held.partition, held.marker, header.next.get(held.partition) if same else None
@@ -232,6 +238,7 @@ def _write(
             records=0,
             semantics=header.semantics,
             model=terms.model or header.model,
+            writer=writer,
         )
     else:
         _expect_still(held)
@@ -239,7 +246,7 @@ def _write(
             raise Stop(f"partition {p}: the input is not the one that its streams began with; use another --app-id")
         if terms.start is not None:
             raise ConfigError(f"--start is for a new application; partition {p} goes on at offset {seen.next}")
-        marker = msgspec.structs.replace(seen, sequence=seen.sequence + 1)
+        marker = msgspec.structs.replace(seen, sequence=seen.sequence + 1, writer=writer)
     if left_off not in (None, marker.next) and not terms.any_offset:
         assert left_off is not None
         what = "applied twice" if marker.next < left_off else "left out"
@@ -252,7 +259,7 @@ def _write(
         raise Stop(f"partition {p}: the stream {text(there[0])!r} has a state there already; --replace takes the new")
     states = [moved(record, p, marker.epoch, marker.next - 1) for record in records.values()]
     states.append(StateRecord(p, MARKER, encode_marker(marker)))
-    return Write(p, states, Committed(marker.next, str(marker.sequence)))
+    return Write(p, states, committed(marker))
 
 
 def _expect_still(held: Held) -> None:
@@ -263,7 +270,7 @@ def _expect_still(held: Held) -> None:
         raise Stop(f"partition {held.partition}: its states are being written; {stop}")
     if seen.redo < seen.next:
         raise Stop(f"partition {held.partition}: states of messages {seen.redo} to {seen.next} are not written; {stop}")
-    if held.committed not in (None, Committed(seen.next, str(seen.sequence))):
+    if held.committed not in (None, committed(seen)):
         assert held.committed is not None
         raise Stop(
             f"partition {held.partition}: offset {held.committed.offset} is committed and the states go with "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from statestep.consumers import checkpoint
-from statestep.consumers.changelog import MARKER, STREAM, StateCodec, encode_marker
+from statestep.consumers.changelog import MARKER, STREAM, Marker, StateCodec, encode_marker
 from statestep.consumers.checkpoint import Dirty, Pace, Progress
 from statestep.consumers.pipeline import Batch, split_key
 from statestep.consumers.ports import Change, Committed, Identity, Message, Record, StateRecord, Transaction
@@ -63,11 +63,13 @@ class Turn:
 class Composer:
     """What it takes to write a partition's progress and its streams' states."""
 
-    def __init__(self, engine: Engine, codec: StateCodec, *, keeps_states: bool, semantics: str, model: str):
+    def __init__(
+        self, engine: Engine, codec: StateCodec, *, keeps_states: bool, semantics: str, model: str, writer: str
+    ):
         self._engine = engine
         self._codec = codec
         self._keeps_states = keeps_states
-        self._semantics, self._model = semantics, model
+        self._semantics, self._model, self._writer = semantics, model, writer
 
     def compose(
         self,
@@ -101,18 +103,17 @@ class Composer:
             streams = [queue[i].stream for i in range(first)] + [stream for _, stream in dirtied[:second]]
             left = [queue[first].first] if first < len(queue) else [offset for offset, _ in dirtied[second:][:1]]
             after = checkpoint.marked(progress, left[0] if left else progress.position)
+            marker = checkpoint.marker(after, identity, self._semantics, self._model, self._writer)
             if self._keeps_states:
-                states += self._states(partition, streams, after, identity)
-            turn.after[partition], offsets[partition] = after, checkpoint.committed(after)
+                states += self._states(partition, streams, marker)
+            turn.after[partition], offsets[partition] = after, checkpoint.committed(marker)
             turn.written[partition], turn.fresh[partition] = first, second
             turn.streams += streams
         turn.transaction = Transaction(messages, states, offsets)
         return turn
 
-    def _states(
-        self, partition: int, streams: list[bytes], progress: Progress, identity: Identity
-    ) -> list[StateRecord]:
-        """The changelog records of `streams` and the partition's marker."""
+    def _states(self, partition: int, streams: list[bytes], marker: Marker) -> list[StateRecord]:
+        """The changelog records of `streams`, and the partition's marker."""
         held = self._engine.read(streams)
         keys = [split_key(stream)[1] for stream in streams]
         alive = np.flatnonzero(held.step > 0)  # [n]
@@ -120,6 +121,5 @@ class Composer:
         picked = Records(
             [state[alive] for state in held.states], held.step[alive], held.time[alive], held.offset[alive]
         )
-        records = self._codec.encode(partition, [keys[i] for i in alive.tolist()], picked, progress.epoch)
-        marker = checkpoint.marker(progress, identity, self._semantics, self._model)
+        records = self._codec.encode(partition, [keys[i] for i in alive.tolist()], picked, marker.epoch)
         return [*records, *ended, StateRecord(partition, MARKER, encode_marker(marker))]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from secrets import token_hex
 from time import monotonic, sleep
 from typing import Any
 
@@ -111,6 +112,7 @@ def build(
         pipeline,
         metrics,
         model=model.fingerprint,
+        writer=token_hex(8),
         semantics=semantics(model.fingerprint, affecting),
         policies=policies,
         start=start,
