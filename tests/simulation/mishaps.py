@@ -78,6 +78,29 @@ def expelled(run: Run) -> None:
     run.world.schedule = schedule
 
 
+def overtaken(run: Run) -> None:
+    """A transaction fails, and its process stands still before it can ask why; meanwhile the other one has the
+    partition, commits a transaction of the same number and the same message, and stands still in its turn."""
+    before = run.world.schedule
+    struck: list[Process] = []
+    story: list[tuple[str, Fault]] = [
+        ("producer.produce", Fault("expired", 2.0)),
+        ("producer.init", Fault("pause-before", 4.5)),
+        ("producer.end:commit", Fault("pause-after", 6.0)),
+    ]
+
+    def schedule(process: Process, name: str, count: int) -> Fault | None:
+        if run.world.now > 3.0 and len(struck) < len(story):
+            point, fault = story[len(struck)]
+            same = not struck or (process is struck[0]) == (len(struck) == 1)
+            if name == point and same:
+                struck.append(process)
+                return fault
+        return before(process, name, count) if before is not None else None
+
+    run.world.schedule = schedule
+
+
 def leaves(name: str, *times_s: float) -> Happens:
     """One process is asked to stop at these times, and comes again."""
     return _at(times_s, name, lambda run: run.sigterm(name))
@@ -252,6 +275,11 @@ LOST = Scenario({"processes": 3, "partitions": 3}, happens=pauses("a", 6.0, 3.0,
 ASLEEP = Scenario({"processes": 2, "gap_s": 0.03}, happens=pauses("a", 3.0, 1.0, 4.5, 8.0), seeds=range(1, 41))
 DOUBT = Scenario({"processes": 2}, happens=both(strikes("silent", "producer.end:commit", 9), leaves("b", 3.0, 6.0)))
 EXPELLED = Scenario({"processes": 2}, happens=both(leaves("b", 2.0), expelled))
+OVERTAKEN = Scenario(
+    {"store": True, "store_kept": 1.0, "processes": 2, "partitions": 1, "records": 1, "keys": 10, "snapshot_s": 0.3},
+    happens=overtaken,
+    bound_s=40.0,
+)
 LEAVE = Scenario({"processes": 2}, happens=leaves("b", 3.0, 6.0))
 LOOKS = Scenario({"processes": 2}, happens=both(strikes("pause-after", "consumer.committed", 3, 6.0), kills(3.0, 6.0)))
 SLOW = Scenario({"processes": 2}, happens=both(slow, leaves("b", 2.0, 4.0, 6.0, 8.0)))

@@ -28,6 +28,7 @@ from .mishaps import (
     IDLE,
     LEFT,
     OFFSETS,
+    OVERTAKEN,
     PACED,
     PLAIN,
     POISON,
@@ -283,6 +284,17 @@ MUTANTS = [
             f"{SERVICE}_resolve",
             "if committed == turn.transaction.offsets[p]]",
             "if committed and committed.offset == turn.transaction.offsets[p].offset]",
+        ),
+    ),
+    mutant(
+        "another's transaction is taken for one's own",
+        "sequences tell",
+        OVERTAKEN,
+        (
+            f"{SERVICE}_resolve",
+            "if committed == turn.transaction.offsets[p]]",
+            "if committed and [committed.offset, committed.metadata.split()[0]] == "
+            "[(own := turn.transaction.offsets[p]).offset, own.metadata.split()[0]]]",
         ),
     ),
     mutant(
