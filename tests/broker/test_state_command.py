@@ -49,10 +49,10 @@ class World:
         producer.flush()
         producer.close()
 
-    def service(self, topic: str, app_id: str) -> ServiceProcess:
+    def service(self, topic: str, app_id: str, *more: str) -> ServiceProcess:
         """`statestep run` over a topic."""
         place = ["--bootstrap-servers", self.bootstrap_servers, "--input", topic, "--app-id", app_id]
-        arguments = ["--model", str(self.model), *place, "--output", f"{app_id}-out"]
+        arguments = ["--model", str(self.model), *place, "--output", f"{app_id}-out", *more]
         return ServiceProcess(self.folder / f"{app_id}.log", *arguments)
 
     def outputs(self, app_id: str, count: int) -> list[Any]:
@@ -147,6 +147,24 @@ def test_an_application_that_is_not_there_is_told(world: World, topic: Callable[
     for _ in range(2):
         assert "is --app-id right, and did it ever run?" in world.state("ls", name, f"{name}-no", code=5)
     assert "does not exist" in world.state("ls", f"{name}-no", name, code=5)
+
+
+def test_states_that_librdkafka_wrote_go_on_under_kafka_python(world: World, topic: Callable[..., str]) -> None:
+    """What is committed by one client is what the other one reads: nothing is in doubt, nothing has to be named."""
+    name = topic(2)
+    file = str(world.folder / "all.states")
+    world.produce(name, 0, HALF, partitions=2)
+    with world.service(name, name, "--client", "librdkafka") as service:
+        world.outputs(name, HALF)
+        service.terminate()
+    world.state("export", name, name, "--out", file)
+    other = f"{name}-b"
+    world.state("import", name, other, file)
+    world.produce(name, HALF, 2 * HALF, partitions=2)
+    for app_id, begin in ((name, 0), (other, HALF)):
+        with world.service(name, app_id) as service:
+            world.check(world.outputs(app_id, 2 * HALF - begin), begin, 2 * HALF)
+            service.terminate()
 
 
 def test_nobody_can_come_in_between(world: World, topic: Callable[..., str]) -> None:

@@ -280,10 +280,10 @@ class KafkaSource:
         self._marks.append(Mark("overtaken", partitions))
 
 
-def stable_offset(consumer: Any, topic: str, partition: int) -> Committed | None:
+def stable_offset(consumer: Any, topic: str, partition: int, timeout_ms: int = STABLE_MS) -> Committed | None:
     """What a consumer's group committed last, or None; a consumer of committed records waits for what is undecided."""
     try:
-        found = consumer.committed(TopicPartition(topic, partition), metadata=True, timeout_ms=STABLE_MS)
+        found = consumer.committed(TopicPartition(topic, partition), metadata=True, timeout_ms=timeout_ms)
     except KafkaError as error:
         fail(f"asking for the committed offset of {topic!r} partition {partition}", error)
     # confluent-kafka 2.16 writes the zero byte that ends a text in C.

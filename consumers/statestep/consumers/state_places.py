@@ -24,6 +24,7 @@ from statestep.consumers.config import ConfigError
 from statestep.consumers.kafka_changelog import KafkaChangelog
 from statestep.consumers.kafka_client import REAL, REQUEST_MS, Clients, Properties, connect, fail
 from statestep.consumers.kafka_delivery import CLOSE_S, CONNECT_MS, Outgoing, abandon, deliver, judge, open_producer
+from statestep.consumers.kafka_source import stable_offset
 from statestep.consumers.kafka_topics import changelog_topic, identify, prepare_topics
 from statestep.consumers.ports import Blocked, BrokerError, Changelog, Committed, Identity, StateRecord, Undecided
 from statestep.consumers.state_moves import Write
@@ -205,8 +206,7 @@ class KafkaPlace:
             )
 
     def _committed(self, partition: int) -> Committed | None:
-        found = self._ask(lambda tp: self._consumer.committed(tp, metadata=True, timeout_ms=STABLE_MS), partition)
-        return None if found is None or found.offset < 0 else Committed(found.offset, found.metadata or "")
+        return stable_offset(self._consumer, self._topic, partition, STABLE_MS)
 
     def _ask(self, question: Callable[[TopicPartition], Any], partition: int) -> Any:
         try:
