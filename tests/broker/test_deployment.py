@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from statestep.consumers.cli import app
 from statestep.consumers.fleet import simulate
 
-from .service_process import ServiceProcess, TopicReader
+from .service_process import ServiceProcess, TopicReader, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "consumers" / "statestep" / "consumers" / "models" / "pump.onnx"
@@ -50,7 +50,9 @@ def test_the_service_runs_with_the_image_s_configuration(
         records = reader.read_until(lambda found: len(found) >= len(sent), "a prediction for every reading")
         reader.close()
         service.wait_until_ready()
-        assert service.metric('statestep_predictions_total{model="pump"}') == len(sent)
+        predictions = 'statestep_predictions_total{model="pump"}'  # counted once the service, too, knows of the commit
+        wait_until(lambda: service.metric(predictions) >= len(sent), "the count of predictions")
+        assert service.metric(predictions) == len(sent)
         assert json.loads(service.get("/streams"))["streams"] == 6
         service.terminate()
     assert {json.loads(record.value)["stream"] for record in records} == {f"pump-{n:02}" for n in range(1, 7)}

@@ -30,7 +30,7 @@ class Run:
         encoder = Encoder(MODEL.contract, MODEL.fingerprint, "sensors")
         self.pipeline = Pipeline(self.engine, Decoder(MODEL.contract, Fields()), encoder)
         self.composer = Composer(
-            self.engine, StateCodec(MODEL.contract), keeps_states=keeps_states, semantics="s", model="m", writer="w"
+            self.engine, StateCodec(MODEL.contract), "w", keeps_states=keeps_states, semantics="s", model="m"
         )
         self.progress, self.waiting = NEW, list[Dirty]()
 

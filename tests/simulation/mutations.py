@@ -139,8 +139,8 @@ MUTANTS = [
         PLAIN,
         (
             COMPOSE,
-            "turn.after[partition], offsets[partition] = after, checkpoint.committed(after)",
-            "turn.after[partition] = after\n        if moved: offsets[partition] = checkpoint.committed(after)",
+            "turn.after[partition], offsets[partition] = after, checkpoint.committed(marker)",
+            "turn.after[partition] = after\n        if moved: offsets[partition] = checkpoint.committed(marker)",
         ),
     ),
     mutant(
@@ -149,8 +149,8 @@ MUTANTS = [
         PLAIN,
         (
             COMPOSE,
-            "self._states(partition, streams, after, identity)",
-            "self._states(partition, streams, after, identity)[: None if moved else -1]",
+            "self._states(partition, streams, marker)",
+            "self._states(partition, streams, marker)[: None if moved else -1]",
         ),
     ),
     mutant(

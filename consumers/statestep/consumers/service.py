@@ -72,18 +72,16 @@ class Service:
         clock: Callable[[], float] = time.monotonic,
     ):
         """`model` is the fingerprint, `semantics` a hash of all that decides states, `start` gives the offset where a
-        new application begins in a partition, by default the first one kept. `writer` is a name that no other start of
-        a service has. `store` is a local copy of the changelog.
+        new application begins in a partition, by default the first one kept. `store` is a local copy of the changelog.
+        `writer` is a name that no other start of a service has.
         """
-        self._source = source
-        self._sink = sink
+        self._source, self._sink = source, sink
         self._pipeline = pipeline
         self._engine: Engine = pipeline.engine
         self._metrics = metrics
         self._limits = limits or Limits()
         self._policy = policy
-        self._on_batch = on_batch
-        self._clock = clock
+        self._on_batch, self._clock = on_batch, clock
         self._lock = Lock()  # held while streams change, and while a page looks at them
         self._codec = StateCodec(self._engine.model.contract)
         self._restorer = Restorer(
@@ -98,12 +96,7 @@ class Service:
             lock=self._lock,
         )
         self._composer = Composer(
-            self._engine,
-            self._codec,
-            keeps_states=sink.keeps_states,
-            semantics=semantics,
-            model=model,
-            writer=writer,
+            self._engine, self._codec, writer, keeps_states=sink.keeps_states, semantics=semantics, model=model
         )
         self._spill = Spill(self._engine, self._codec, store, metrics)
         self._restorer.store = store

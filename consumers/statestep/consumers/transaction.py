@@ -64,7 +64,7 @@ class Composer:
     """What it takes to write a partition's progress and its streams' states."""
 
     def __init__(
-        self, engine: Engine, codec: StateCodec, *, keeps_states: bool, semantics: str, model: str, writer: str
+        self, engine: Engine, codec: StateCodec, writer: str, *, keeps_states: bool, semantics: str, model: str
     ):
         self._engine = engine
         self._codec = codec
