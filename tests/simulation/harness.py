@@ -18,21 +18,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry
 
 from statestep.consumers.changelog import StateCodec
 from statestep.consumers.codec import Decoder, Encoder, Fields
-from statestep.consumers.kafka_changelog import KafkaChangelog
 from statestep.consumers.kafka_client import Clients as KafkaClients
-from statestep.consumers.kafka_sink import KafkaSink
-from statestep.consumers.kafka_source import KafkaSource
 from statestep.consumers.kafka_topics import prepare_topics
 from statestep.consumers.metrics import BatchHistogram, Metrics
 from statestep.consumers.pipeline import Pipeline
-from statestep.consumers.ports import Blocked, BrokerError, Fenced, Polled, Transaction, Undecided
+from statestep.consumers.ports import Blocked, BrokerError, Fenced, Undecided
 from statestep.consumers.service import Service
 from statestep.consumers.store import Store
 from statestep.consumers.transaction import Limits
@@ -42,9 +38,11 @@ from statestep.runtime import Engine
 from .clients import Clients
 from .cluster import Cluster
 from .feed import TOPIC, Feed, Fold
-from .invariants import APP, CHANGELOG, DEAD, OUTPUT, RECORD, Watch
+from .invariants import APP, CHANGELOG, DEAD, OUTPUT, Watch
 from .log import Partition
-from .schedules import DIRECTED, Schedule, aim
+from .plans import plan
+from .schedules import Schedule, aim
+from .watched import WatchedChangelog, WatchedSink, WatchedSource
 from .world import Process, World
 
 FEED_S = 9.0  # records are written
@@ -55,67 +53,6 @@ HELP_S = 70.0  # or all of that so long after another process has joined: see `O
 EXIT_S = 20.0  # from SIGTERM to the end of all processes
 RESTARTS_MAX = 80
 MEMORY = Path("/dev/shm")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What kind of run a seed makes."""
-
-    directed: str | None
-    partitions: int
-    keys: int
-    processes: int
-    static: bool
-    exactly_once: bool
-    commit_s: float
-    snapshot_s: float
-    records: int
-    snapshot_bytes: int
-    store: bool
-    store_kept: float  # how often it outlives its process
-    max_streams: int
-    rate: float  # of faults at points
-    clocked: int  # faults by the clock
-    gap_s: float  # between two records
-    transaction_ms: int
-    session_ms: int
-    poll_ms: int
-    poisoned: bool
-    leftovers: bool
-    sigterm: bool  # at the end, instead of waiting until nothing is dirty
-
-
-def plan(seed: int, chance: random.Random, directed: str | None) -> Plan:
-    """Draw one. Every other seed is directed."""
-    if directed is None and seed % 2:
-        directed = DIRECTED[seed // 2 % len(DIRECTED)]
-    store, keys = chance.random() < 0.25, chance.randint(2, 10)
-    records = chance.choice((1, 3, 8, 40))
-    spills = store and chance.random() < 0.7
-    return Plan(
-        directed=directed,
-        partitions=chance.randint(1, 3),
-        keys=keys,
-        processes=max(chance.randint(1, 3), 2 if directed else 1),
-        static=chance.random() < 0.4 and not (directed and directed.endswith("consumer.leave")),
-        exactly_once=chance.random() < 0.85,
-        commit_s=chance.choice((0.05, 0.1, 0.2)),
-        snapshot_s=chance.choice((0.0, 0.3, 2.0, 2.0, 6.0)),
-        records=min(records, 4) if spills else records,
-        snapshot_bytes=chance.choice((RECORD.size, 4 * RECORD.size, 1 << 20)),
-        store=store,
-        store_kept=chance.choice((0.0, 0.5, 1.0)),
-        max_streams=chance.choice((8, 12)) if spills else 1000,
-        rate=0.0 if directed and chance.random() < 0.5 else chance.choice((0.0005, 0.003, 0.01)),
-        clocked=0 if directed else chance.randint(0, 4),
-        gap_s=chance.choice((0.03, 0.08, 0.2)),
-        transaction_ms=chance.choice((3000, 5000)),
-        session_ms=chance.choice((2000, 4000)),
-        poll_ms=chance.choice((9000, 20_000)),
-        poisoned=chance.random() < 0.1,
-        leftovers=chance.random() < 0.1,
-        sigterm=chance.random() < 0.5,
-    )
 
 
 @dataclass
@@ -137,56 +74,6 @@ class Outcome:
     # round, and what it was to hand on is nobody's until the next one. So Kafka has it: another process must join.
     helped: bool
     trace: list[str] = field(default_factory=list)
-
-
-class WatchedSource(KafkaSource):
-    """Sees that nothing is uncommitted across polls, and keeps the membership that came last."""
-
-    watch: Watch
-    engine: Engine
-    sink: WatchedSink
-    membership: Any = None
-
-    def poll(self, timeout_s: float, max_records: int) -> Polled:
-        self.watch.expect(not self.sink.committing, "a poll within a transaction")
-        table = self.engine.table
-        idle = not (table._undo or table._moves)
-        self.watch.expect(idle or self.sink.failed, "streams are advanced and not committed across a poll")
-        self.watch.expect(len(self.engine) <= table.capacity, "more streams than max_streams", len(self.engine))
-        self.membership = None
-        polled = super().poll(timeout_s, max_records)
-        self.membership = polled.membership
-        return polled
-
-
-class WatchedSink(KafkaSink):
-    """Sees that a commit goes with the poll just before it, and that none is tried again unrecovered."""
-
-    watch: Watch
-    source: WatchedSource
-    committing = failed = False
-
-    def commit(self, transaction: Transaction, membership: Any) -> Any:
-        self.watch.expect(
-            membership is not None and membership is self.source.membership, "a commit with another poll's membership"
-        )
-        self.committing, self.failed = True, True
-        try:
-            positions = super().commit(transaction, membership)
-            self.failed = False
-            return positions
-        finally:
-            self.committing = False
-
-
-class WatchedChangelog(KafkaChangelog):
-    """Counts restores."""
-
-    run: Run
-
-    def open(self, partition: int, position: int | None = None) -> bool:
-        self.run.restores += 1
-        return super().open(partition, position)
 
 
 class Run:
@@ -230,7 +117,7 @@ class Run:
         self.alive: dict[str, Process] = {}
         self.stopping: set[str] = set()
         self.finishing = False
-        self.starts = self.restarts = self.restores = 0
+        self.starts = self.restarts = 0
         self.helped = False
         self.ends: Counter[str] = Counter()
         self.model = Fold()
@@ -291,7 +178,6 @@ class Run:
         )  # fmt: skip
         stack.callback(sink.close)
         changelog = WatchedChangelog(APP, properties, clients=clients)
-        changelog.run = self
         stack.callback(changelog.close)
         store = None
         if p.store:
@@ -301,7 +187,7 @@ class Run:
         pipeline = Pipeline(
             Engine(model, p.max_streams), Decoder(model.contract, Fields()), Encoder(model.contract, "f0", TOPIC)
         )
-        source.watch = sink.watch = self.watch
+        source.watch = sink.watch = changelog.watch = self.watch
         source.engine, source.sink, sink.source = pipeline.engine, sink, source
         service = Service(
             source, sink, changelog, pipeline, uncounted(), model="f0", semantics="5e", writer=f"{name}-{self.starts}",
@@ -401,7 +287,7 @@ class Run:
                         world.kill(process)
         counts = {point: Counter(found) for point, found in world.counts.items()}
         return Outcome(
-            self.seed, self.plan.directed, watch.failures, watch.commits, watch.rebuilt, self.restores, self.restarts,
+            self.seed, self.plan.directed, watch.failures, watch.commits, watch.rebuilt, watch.restores, self.restarts,
             world.now, counts, self.ends, bool(self.schedule.struck), self.helped, list(self.lines),
         )  # fmt: skip
 

@@ -48,7 +48,7 @@ class Watch:
 
     def __init__(self, world: World, cluster: Cluster, feed: Feed, partitions: int, exactly_once: bool):
         self.failures: list[str] = []
-        self.commits = self.rebuilt = 0
+        self.commits = self.rebuilt = self.restores = 0
         self.durable = [Durable() for _ in range(partitions)]
         self.on_commit: Callable[[Transaction], object] = lambda transaction: None
         self._world, self._cluster, self._feed, self._exactly_once = world, cluster, feed, exactly_once

@@ -24,7 +24,7 @@ from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 from unittest import mock
 
-from . import harness
+from . import harness, plans
 from .harness import Outcome, Run
 
 Happens = Callable[[Run], None]
@@ -132,7 +132,7 @@ def applied(edits: Sequence[Edit]) -> Iterator[None]:
 
 def run(scenario: Scenario, seed: int, trace: bool = False) -> Outcome:
     """One run; the service is whatever it is at the moment."""
-    plan, arrange = harness.plan, Run.arrange
+    plan, arrange = plans.plan, Run.arrange
 
     def settled(*args: Any) -> Any:
         return replace(plan(*args), **{**CALM, **scenario.settings})
