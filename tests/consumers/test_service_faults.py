@@ -92,6 +92,21 @@ class TestDoubt:
         service(broker).run()
         expect_whole(broker)
 
+    def test_a_partition_that_goes_and_comes_meanwhile_gives_nothing_before_it_is_back(self) -> None:
+        """The transaction that opened it counts, and would let it run; what is read of it then is read once more."""
+        broker = filled()
+        sink = MemorySink(broker)
+        sink.fail_next(counts=True)
+
+        def goes_and_comes(source: Script) -> None:
+            source.revoke(1)
+            source.assign(1)
+
+        source = Script(broker, {1: goes_and_comes}, 2)
+        service(broker, source, sink, limits=Limits(commit_interval_s=0.0, batch_records=200)).run()
+        expect_whole(broker)
+        expect_rebuilt(broker)
+
     def test_a_transaction_of_somebody_else_brings_the_partition_back_anew(self) -> None:
         """The sequence is neither ours nor the one before it: what is durable decides, not what is in memory."""
         broker = filled()

@@ -275,6 +275,11 @@ LOST = Scenario({"processes": 3, "partitions": 3}, happens=pauses("a", 6.0, 3.0,
 ASLEEP = Scenario({"processes": 2, "gap_s": 0.03}, happens=pauses("a", 3.0, 1.0, 4.5, 8.0), seeds=range(1, 41))
 DOUBT = Scenario({"processes": 2}, happens=both(strikes("silent", "producer.end:commit", 9), leaves("b", 3.0, 6.0)))
 EXPELLED = Scenario({"processes": 2}, happens=both(leaves("b", 2.0), expelled))
+OPENED = Scenario(
+    {"processes": 2, "gap_s": 0.03},
+    happens=both(strikes("silent", "producer.end:commit", 1, after_s=0.0), leaves("b", 1.0)),
+    seeds=range(1, 31),
+)
 OVERTAKEN = Scenario(
     {"store": True, "store_kept": 1.0, "processes": 2, "partitions": 1, "records": 1, "keys": 10, "snapshot_s": 0.3},
     happens=overtaken,

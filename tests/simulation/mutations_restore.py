@@ -14,6 +14,7 @@ from .mishaps import (
     LOOKS,
     LOST,
     MODEL,
+    OPENED,
     PLAIN,
     RESET,
     SEMANTICS,
@@ -89,6 +90,18 @@ RESTORES = [
         "restore order",
         RESET,
         (f"{CHECKPOINT}_agreed", "if said is None:", "if True:"),
+    ),
+    mutant(
+        "what was read of a partition before it is back is taken",
+        "restore order",
+        OPENED,
+        (
+            f"{SERVICE}_round",
+            "        self._restore(now_s)\n",
+            "        self._restore(now_s)\n        self._take(polled.records, now_s)\n",
+        ),
+        (f"{SERVICE}_round", "self._take(polled.records, now_s)  # before", "pass  # before"),
+        (f"{SERVICE}_promote", " - turn.moved", ""),
     ),
     mutant(
         "the first look stops a partition",

@@ -165,8 +165,8 @@ class Service:
         else:
             for change in polled.changes:
                 self._follow(change, now_s)
+            self._take(polled.records, now_s)  # before others are back, which go on elsewhere than they were read
             self._restore(now_s)
-            self._take(polled.records, now_s)
             if polled.membership is not None and self._due(now_s):
                 self._turn(polled.membership, now_s)
         self._report(now_s)
@@ -330,7 +330,7 @@ class Service:
             self._engine.clean(turn.streams)
             self._engine.commit()
             self.pager.board.update(turn.batch)
-        for partition in self._partitions.promote(turn, now_s):
+        for partition in set(self._partitions.promote(turn, now_s)) - turn.moved:
             self._source.seek(partition, self._partitions.running[partition].position)
         self._spill.mirror(turn.transaction.states, positions)
         self._buffer = self._buffer[len(turn.records) :]
@@ -351,12 +351,11 @@ class Service:
     def _resolve(self, turn: Turn, now_s: float) -> None:
         """Find out whether a transaction counts: by what is committed for the partitions that are still ours."""
         self._retry_s = now_s + RETRY_S  # unless it is found out now
-        gone = {p for change in turn.changes for p in change.partitions}
         try:
             if not turn.recovered:
                 self._sink.recover()
                 turn.recovered = True
-            found = {p: self._source.committed(p) for p in turn.transaction.offsets if p not in gone}
+            found = {p: self._source.committed(p) for p in turn.transaction.offsets if p not in turn.moved}
         except BrokerError as error:
             log.warning("%s: still not known what became of a transaction: %s", self._source.topic, error)
             return

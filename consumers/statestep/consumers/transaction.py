@@ -59,6 +59,11 @@ class Turn:
     changes: list[Change] = field(default_factory=list)  # of the group, while the outcome is not known
     recovered: bool = False
 
+    @property
+    def moved(self) -> set[int]:
+        """The partitions that came or went since then."""
+        return {partition for change in self.changes for partition in change.partitions}
+
 
 class Composer:
     """What it takes to write a partition's progress and its streams' states."""
