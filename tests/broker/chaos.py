@@ -106,6 +106,7 @@ def play(
             members.wait_until_ready()
             say(f"ready after {time.monotonic() - began:.0f} s; restarts: after exit 75 + for want of a broker")
             chaos = Chaos(cluster, app_id, members, progress, rng)
+            chaos.wait_until_healed()  # every partition has been begun
             break_things(chaos, kinds, report, began, seconds, say)
             feed.stop()
             report.unsent = feed.failed.total()
@@ -143,9 +144,10 @@ def count_restarts(members: Members, report: Report) -> None:
 
 
 def settle(chaos: Chaos) -> None:
-    """Nothing more is sent or broken: the lag must reach zero, and every service must end when it is told to."""
+    """Nothing more is sent or broken: all is answered and written, and every service must end when it is told to."""
     chaos.cluster.wait_until_whole()
     chaos.wait_until_healed()
+    chaos.wait_until_written()
     for name in chaos.members.names:
         chaos.members.terminate(name)
 

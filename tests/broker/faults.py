@@ -6,6 +6,9 @@ import random
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
+
+from statestep.consumers.state_places import KafkaPlace
 
 from .cluster import OFFSETS, TRANSACTIONS, Cluster
 from .members import RESTART_ME, Members
@@ -65,6 +68,17 @@ class Chaos:
         except AssertionError as error:
             raise AssertionError(f"{error}: the input ends at {ends}, committed is {self.progress.committed}") from None
         return time.monotonic() - began
+
+    def wait_until_written(self) -> None:
+        """Return once a restart would have nothing to replay, though partitions may be on their way to other owners."""
+        properties = {"bootstrap_servers": self.cluster.bootstrap_servers.split(",")}
+
+        def written() -> bool:
+            self.members.supervise()
+            return all(h.marker and h.marker.redo == h.marker.next == h.end for h in place.read().values())
+
+        with closing(KafkaPlace(properties, self.app_id, f"{self.app_id}-readings")) as place:
+            wait_until(written, "all states to be written", HEAL_SECONDS)
 
     def joined(self, name: str) -> bool:
         """Whether a service has come as far as the group."""

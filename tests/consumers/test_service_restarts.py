@@ -192,6 +192,25 @@ def cut_short(broker: MemoryBroker, polls: int = 6) -> None:
         service(broker, crashing, crashing, limits=SLOW).run()
 
 
+def test_a_replay_that_changes_nothing_is_over_for_good() -> None:
+    """Where only refused messages are replayed no stream becomes dirty; the next restart replays none of them."""
+    broker, one_by_one = MemoryBroker(1), Limits(0.0, 1, snapshot_interval_s=0.0)
+    for value in (b'{"flow": 1, "pressure": 2}', b"{", b"{"):
+        broker.append(0, b"pump", value)
+    limits = Limits(0.0, 7, snapshot_interval_s=3600.0)
+    for crash, how in (
+        (Crashing(broker, "commit", 2, after=True), limits),
+        (Crashing(broker, "commit", 1, True), one_by_one),
+    ):
+        with pytest.raises(Crash):
+            service(broker, crash, crash, limits=how).run()
+    between = marker_of(broker, 0)
+    assert between is not None and (between.redo, between.next, between.records) == (1, 3, 2)
+    service(broker).run()
+    after = marker_of(broker, 0)
+    assert after is not None and (after.redo, after.next, after.records) == (3, 3, 0)
+
+
 def test_history_that_is_gone_stops_the_service_unless_it_is_told_otherwise() -> None:
     """Messages from `redo` on were deleted: nothing is guessed; `cold` starts that partition's streams anew."""
     broker = filled(bad=False)

@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
             print(*outcome.trace, told(outcome) if outcome.failures else f"seed {seed} held", sep="\n")
         return 0
     began, failed, commits, restores, restarts = time.monotonic(), [], 0, 0, 0
-    helped, struck = [], Counter[str]()
+    struck = Counter[str]()
     for number, outcome in enumerate(outcomes(wanted, directed), 1):
         commits, restores, restarts = (
             commits + outcome.commits,
@@ -64,8 +64,6 @@ def main(arguments: list[str]) -> int:
         )
         for point, found in outcome.points.items():
             struck.update({f"{kind}:{point}": count for kind, count in found.items() if kind != "reached"})
-        if outcome.helped:
-            helped.append(outcome.seed)
         if outcome.failures:
             failed.append(outcome.seed)
             print(told(outcome), flush=True)
@@ -81,7 +79,6 @@ def main(arguments: list[str]) -> int:
         "restores": restores,
         "restarts": restarts,
         "failures": sorted(failed),
-        "helped": sorted(helped),
         "struck": dict(sorted(struck.items())),
     }
     with RESULTS.open("a") as file:

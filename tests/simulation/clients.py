@@ -18,7 +18,7 @@ T = TypeVar("T")
 POINTS = (  # all points at which a schedule is asked, by what reaches them
     *("admin.connect", "admin.describe_topics", "admin.create_topics", "admin.delete_topics", "admin.delete_records"),
     "admin.create_partitions",
-    *("admin.describe_configs", "admin.list_offsets"),
+    *("admin.describe_configs", "admin.list_offsets", "admin.describe_groups", "admin.remove_group_members"),
     *("consumer.connect", "consumer.metadata", "consumer.poll", "consumer.fetch", "consumer.group_metadata"),
     *("consumer.committed", "consumer.commit", "consumer.list_offsets", "consumer.close"),
     *("consumer.join", "consumer.sync", "consumer.heartbeat", "consumer.leave"),  # these in the I/O thread
@@ -135,6 +135,23 @@ class SimulatedAdmin:
             "admin.list_offsets",
             lambda: {tp: OffsetAndTimestamp(find(tp, int(spec)), -1, 0) for tp, spec in topic_partition_specs.items()},
         )
+
+    def describe_groups(self, group_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """State and members of groups, each with what it was assigned."""
+        names = list(group_ids)
+        return self._ask(
+            "admin.describe_groups", lambda: {name: self._cluster.group(name).describe() for name in names}
+        )
+
+    def remove_group_members(self, group_id: str, members: Iterable[Any]) -> None:
+        """Let static members leave, by their instance ids."""
+        instances = [member.group_instance_id for member in members]
+
+        def remove() -> None:
+            for instance in instances:
+                self._cluster.group(group_id).leave_instance(instance)
+
+        self._ask("admin.remove_group_members", remove)
 
     def close(self) -> None:
         """Let go."""

@@ -166,6 +166,24 @@ class Group:
         if member_id in self.members:
             self._remove(self.members[member_id])
 
+    def leave_instance(self, instance: str) -> None:
+        """Somebody says good-bye for a static member; of one that is not there nothing is heard."""
+        if instance in self.instances:
+            self._remove(self.members[self.instances[instance]])
+
+    def describe(self) -> dict[str, Any]:
+        """As a description of groups has it."""
+
+        def assigned(member: Member) -> dict[str, Any]:
+            partitions = [] if member.assignment is None else member.assignment.partitions()
+            return {"assigned_partitions": [{"topic": tp.topic, "partitions": [tp.partition]} for tp in partitions]}
+
+        members = [
+            {"member_id": m.member_id, "group_instance_id": m.instance, "member_assignment": assigned(m)}
+            for m in self.members.values()
+        ]
+        return {"error": None, "group_state": self.state, "members": members}
+
     def _known(self, member_id: str, instance: str | None) -> Member:
         if instance is not None:
             current = self.instances.get(instance)

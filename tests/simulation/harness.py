@@ -49,9 +49,9 @@ FEED_S = 9.0  # records are written
 HEAL_S = 12.0  # faults befall the run
 BOUND_S = 70.0  # then everything is answered within so long,
 CLEAN_S = 40.0  # and no later than this `redo` is `next`;
-HELP_S = 70.0  # or all of that so long after another process has joined: see `Outcome.helped`
 EXIT_S = 20.0  # from SIGTERM to the end of all processes
 RESTARTS_MAX = 80
+LOOK_S = 3.0  # of static members, so that they look while faults still befall the run
 MEMORY = Path("/dev/shm")
 
 
@@ -70,9 +70,6 @@ class Outcome:
     points: dict[str, Counter[str]]  # how often each was reached, and what happened there
     ends: Counter[str]  # of processes, by the exception
     struck: bool  # whether what it aimed at came to pass
-    # A static member that dies between two rounds of a rebalance and comes back is given its last assignment without a
-    # round, and what it was to hand on is nobody's until the next one. So Kafka has it: another process must join.
-    helped: bool
     trace: list[str] = field(default_factory=list)
 
 
@@ -118,7 +115,6 @@ class Run:
         self.stopping: set[str] = set()
         self.finishing = False
         self.starts = self.restarts = 0
-        self.helped = False
         self.ends: Counter[str] = Counter()
         self.model = Fold()
 
@@ -167,7 +163,7 @@ class Run:
         counts = prepare_topics(properties, APP, TOPIC, [OUTPUT, DEAD], create=True, clients=clients)
         source = WatchedSource(
             TOPIC, APP, properties, counts[TOPIC], instance_id=instance, session_timeout_ms=p.session_ms,
-            max_poll_interval_ms=p.poll_ms, clients=clients,
+            max_poll_interval_ms=p.poll_ms, look_s=LOOK_S, clients=clients,
         )  # fmt: skip
         stack.callback(source.close)
         sink = WatchedSink(
@@ -290,7 +286,7 @@ class Run:
         counts = {point: Counter(found) for point, found in world.counts.items()}
         return Outcome(
             self.seed, self.plan.directed, watch.failures, watch.commits, watch.rebuilt, watch.restores, self.restarts,
-            world.now, counts, self.ends, bool(self.schedule.struck), self.helped, list(self.lines),
+            world.now, counts, self.ends, bool(self.schedule.struck), list(self.lines),
         )  # fmt: skip
 
     def phase(self, until_s: float, done: Callable[[], bool]) -> None:
@@ -302,12 +298,8 @@ class Run:
                 return
 
     def until_none(self, left: Callable[[], object], bound_s: float, failure: str) -> None:
-        """Wait until nothing is `left`; where static members may have orphaned a partition, another one helps."""
+        """Wait until nothing is `left`."""
         self.phase(self.world.now + bound_s, lambda: not left())
-        if left() and self.plan.static and not self.helped and not self.watch.failures:
-            self.helped = True
-            self.start("d", 0.0)
-            self.phase(self.world.now + HELP_S, lambda: not left())
         self.watch.expect(not left(), failure, left())
 
     def end(self) -> None:

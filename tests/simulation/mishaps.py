@@ -78,6 +78,20 @@ def expelled(run: Run) -> None:
     run.world.schedule = schedule
 
 
+def between(run: Run) -> None:
+    """Process a dies between the two rounds of a rebalance, and comes back."""
+    before = run.world.schedule
+    struck: list[str] = []
+
+    def schedule(process: Process, name: str, count: int) -> Fault | None:
+        if name == "consumer.sync" and process.name == "a" and count > 1 and not struck:
+            struck.append(name)
+            return Fault("kill-after", 0.0)
+        return before(process, name, count) if before is not None else None
+
+    run.world.schedule = schedule
+
+
 def overtaken(run: Run) -> None:
     """A transaction fails, and its process stands still before it can ask why; meanwhile the other one has the
     partition, commits a transaction of the same number and the same message, and stands still in its turn."""
@@ -275,6 +289,7 @@ LOST = Scenario({"processes": 3, "partitions": 3}, happens=pauses("a", 6.0, 3.0,
 ASLEEP = Scenario({"processes": 2, "gap_s": 0.03}, happens=pauses("a", 3.0, 1.0, 4.5, 8.0), seeds=range(1, 41))
 DOUBT = Scenario({"processes": 2}, happens=both(strikes("silent", "producer.end:commit", 9), leaves("b", 3.0, 6.0)))
 EXPELLED = Scenario({"processes": 2}, happens=both(leaves("b", 2.0), expelled))
+BETWEEN = Scenario({"static": True, "processes": 2}, happens=both(between, leaves("b", 2.0)), bound_s=30.0)
 OPENED = Scenario(
     {"processes": 2, "gap_s": 0.03},
     happens=both(strikes("silent", "producer.end:commit", 1, after_s=0.0), leaves("b", 1.0)),

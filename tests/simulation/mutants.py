@@ -144,7 +144,7 @@ def run(scenario: Scenario, seed: int, trace: bool = False) -> Outcome:
 
     heal_s = scenario.feed_s + scenario.calm_s
     changed = {"plan": settled, "FEED_S": scenario.feed_s, "HEAL_S": heal_s}
-    changed |= {"BOUND_S": scenario.bound_s, "HELP_S": 0.0, "CLEAN_S": scenario.clean_s}
+    changed |= {"BOUND_S": scenario.bound_s, "CLEAN_S": scenario.clean_s}
     assert changed.keys() <= vars(harness).keys()
     with mock.patch.dict(vars(harness), changed), mock.patch.object(Run, "arrange", arranged):
         return harness.run_seed(seed, trace=trace)

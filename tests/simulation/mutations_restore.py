@@ -5,6 +5,7 @@ from __future__ import annotations
 from .mishaps import (
     ANEW,
     AWAY,
+    BETWEEN,
     CORRUPTED,
     CRASH,
     DOUBT,
@@ -54,6 +55,12 @@ RESTORES = [
         "changes are heard",
         EXPELLED,
         (f"{HERE}kafka_source:_Assignor._missed_a_round", "return member != self._member or", "return"),
+    ),
+    mutant(
+        "a partition that is nobody's is not looked for",
+        "changes are heard",
+        BETWEEN,
+        (f"{SOURCE}poll", "holds = not self._place.look()", "pass"),
     ),
     mutant(
         "what waits of a lost partition is committed",

@@ -49,7 +49,8 @@ def plan(seed: int, chance: random.Random, directed: str | None) -> Plan:
         partitions=chance.randint(1, 3),
         keys=keys,
         processes=max(chance.randint(1, 3), 2 if directed else 1),
-        static=chance.random() < 0.4 and not (directed and directed.endswith("consumer.leave")),
+        static=(chance.random() < 0.4 and not (directed and directed.endswith("consumer.leave")))
+        or bool(directed and directed.endswith("admin.describe_groups")),
         exactly_once=chance.random() < 0.85,
         commit_s=chance.choice((0.05, 0.1, 0.2)),
         snapshot_s=chance.choice((0.0, 0.3, 2.0, 2.0, 6.0)),

@@ -51,8 +51,8 @@ def test_each_commit_is_held_to_the_reference_by_the_shortcut_and_in_full() -> N
     assert 0 < outcome.rebuilt < outcome.commits
 
 
-def test_a_static_member_that_dies_between_two_rounds_leaves_a_partition_to_nobody() -> None:
-    """Kafka gives it its last assignment back without a round, so another process must join for the rest."""
+def test_a_static_member_that_dies_between_two_rounds_deals_out_what_it_left_to_nobody() -> None:
+    """Kafka gives it its last assignment back without a round; it looks, gives its place up, and all is dealt out."""
     outcomes = (run_seed(seed, directed="kill-after:consumer.sync") for seed in range(300))
-    outcome = next(outcome for outcome in outcomes if outcome.helped or outcome.failures)
-    assert outcome.helped and not outcome.failures, outcome.failures
+    outcome = next(o for o in outcomes if o.failures or "admin.remove_group_members" in o.points)
+    assert not outcome.failures, outcome.failures

@@ -46,6 +46,11 @@ class Progress:
         """Whether messages are still being replayed."""
         return self.owed > 0
 
+    @property
+    def unmarked(self) -> bool:
+        """Whether `redo` may move up if no stream is dirty: a replay of refused messages alone makes none so."""
+        return not self.owed and self.redo < self.position
+
     def applied(self, offsets: Sequence[int]) -> Progress:
         """The progress after the messages at rising `offsets`. Raises `Stop` if the log is not what it was.
 

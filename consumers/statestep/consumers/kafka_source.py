@@ -31,6 +31,7 @@ from kafka.errors import FencedInstanceIdError, KafkaError, OffsetOutOfRangeErro
 from kafka.structs import MemberState
 
 from statestep.consumers.kafka_client import FORBIDDEN, REAL, REQUEST_MS, Clients, Properties, connect, fail
+from statestep.consumers.kafka_place import LOOK_S, StaticPlace
 from statestep.consumers.kafka_topics import identify
 from statestep.consumers.ports import Change, Committed, Fenced, Headers, Identity, Polled, Record
 
@@ -70,10 +71,14 @@ class KafkaSource:
         instance_id: str | None = None,
         session_timeout_ms: int = SESSION_TIMEOUT_MS,
         max_poll_interval_ms: int = MAX_POLL_INTERVAL_MS,
+        look_s: float = LOOK_S,
         clients: Clients = REAL,
     ):
         self._topic, self._app_id, self._properties, self._partitions = topic, app_id, properties, partitions
         self._instance_id = instance_id
+        self._place: StaticPlace | None = None
+        if instance_id is not None:
+            self._place = StaticPlace(topic, app_id, instance_id, properties, partitions, clients, look_s)
         self._clients = clients
         self._marks: deque[Mark] = deque()
         self._owned: frozenset[int] = frozenset()
@@ -144,7 +149,10 @@ class KafkaSource:
             if tp.partition in self._running
             for r in batch
         ]
-        return Polled(changes, records, membership if self._holds(membership) else None)
+        holds = self._holds(membership)
+        if holds and self._place is not None:
+            holds = not self._place.look()
+        return Polled(changes, records, membership if holds else None)
 
     def committed(self, partition: int) -> Committed | None:
         """What the group committed last, or None.
@@ -220,6 +228,8 @@ class KafkaSource:
                 # An empty assignment is told too, once: it says that the group was joined.
                 tell("assigned", partitions - self._owned, always=self._generation < 0)
                 self._owned, self._generation = partitions, mark.generation
+                if self._place is not None:
+                    self._place.joined()
             elif mark.kind == "lost":
                 tell("lost", self._owned & partitions)
                 self._owned, self._generation = self._owned - partitions, -1

@@ -21,6 +21,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from statestep.consumers import kafka_client
 from statestep.consumers.kafka_client import REAL, Clients, Properties
+from statestep.consumers.kafka_place import LOOK_S, StaticPlace
 from statestep.consumers.kafka_source import CLOSE_MS, MAX_POLL_INTERVAL_MS, SESSION_TIMEOUT_MS, Kind, stable_offset
 from statestep.consumers.kafka_topics import identify
 from statestep.consumers.librdkafka_client import (
@@ -59,10 +60,14 @@ class LibrdkafkaSource:
         instance_id: str | None = None,
         session_timeout_ms: int = SESSION_TIMEOUT_MS,
         max_poll_interval_ms: int = MAX_POLL_INTERVAL_MS,
+        look_s: float = LOOK_S,
         clients: Clients = REAL,
     ):
         self._topic, self._app_id, self._properties, self._partitions = topic, app_id, properties, partitions
         self._instance_id = instance_id
+        self._place: StaticPlace | None = None
+        if instance_id is not None:
+            self._place = StaticPlace(topic, app_id, instance_id, properties, partitions, clients, look_s)
         self._clients = clients
         self._patience = Patience(f"reading {topic!r}", clients.clock)
         self._changes: list[Change] = []
@@ -145,8 +150,10 @@ class LibrdkafkaSource:
         ]
         if membership is not None and generation_of(membership) == self._generation + 1:
             self._generation += 1  # a round in which nothing moves calls nobody back
-        holds = membership is not None and membership == self._joined and is_member(membership)
-        return Polled(changes, records, membership if holds and not self._away else None)
+        holds = membership is not None and membership == self._joined and is_member(membership) and not self._away
+        if holds and self._place is not None:
+            holds = not self._place.look()
+        return Polled(changes, records, membership if holds else None)
 
     def committed(self, partition: int) -> Committed | None:
         """What the group committed last, or None.
@@ -238,6 +245,8 @@ class LibrdkafkaSource:
         self._take_part(consumer)
         self._mark("assigned", places, always=first)  # an empty one is told too, once: the group was joined
         self._owned |= {place.partition for place in places}
+        if self._place is not None:
+            self._place.joined()
 
     def _take_part(self, consumer: Any) -> None:
         """Keep the membership. Where the group went on without us, what we hold may have been another's then.

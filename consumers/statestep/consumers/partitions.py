@@ -31,6 +31,11 @@ class Partitions:
         """How many streams are dirty."""
         return sum(map(len, self.waiting.values()))
 
+    def unwritten(self) -> bool:
+        """Whether a transaction without messages would leave a restart less to replay."""
+        unmarked = any(not self.waiting[p] and progress.unmarked for p, progress in self.running.items())
+        return unmarked or any(self.waiting.values())
+
     def crowded(self, batch: Batch, engine: Engine, spills: bool, records: int) -> bool:
         """Whether dirty streams leave too little room for others: only clean ones can leave memory, or be forgotten.
 

@@ -180,7 +180,7 @@ class Service:
         elif now_s - self._draining_s > self._limits.drain_s:
             log.warning("stopping with states to write: the next start replays a little")
             return True
-        return not (self._doubt or self._buffer or self._partitions.dirty())
+        return not (self._doubt or self._buffer or self._partitions.unwritten())
 
     def _patience(self, now_s: float) -> float:
         """How long the poll may wait."""
@@ -197,13 +197,13 @@ class Service:
         if self._draining_s is not None:
             return
         self._buffer += [record for record in records if record.partition in self._partitions.running]
-        if not (self._buffer or self._partitions.dirty()):  # they may have gone with their partitions
+        if not (self._buffer or self._partitions.unwritten()):  # they may have gone with their partitions
             self._due_s = float("inf")
         elif self._due_s == float("inf"):
             self._due_s = max(now_s, self._turned_s) + self._limits.commit_interval_s
 
     def _due(self, now_s: float) -> bool:
-        if not (self._buffer or self._partitions.dirty() or self._partitions.opening):
+        if not (self._buffer or self._partitions.unwritten() or self._partitions.opening):
             return False
         hurry = self._draining_s is not None or bool(self._partitions.opening) or self._source.exhausted
         return hurry or len(self._buffer) >= self._bounds.records or now_s >= self._due_s

@@ -102,7 +102,8 @@ class Composer:
             queue, dirtied = waiting[partition], batch.dirtied.get(partition, [])
             chosen = checkpoint.due(queue, len(dirtied), elapsed_s, now_s, pace) if self._keeps_states else 0
             moved = partition in opening or progress.next != running[partition].next
-            if not (moved or chosen):
+            unmarked = not (queue or dirtied) and progress.unmarked
+            if not (moved or chosen or unmarked):
                 continue
             first, second = min(chosen, len(queue)), max(chosen - len(queue), 0)
             streams = [queue[i].stream for i in range(first)] + [stream for _, stream in dirtied[:second]]
