@@ -50,7 +50,7 @@ def test_a_partition_without_an_owner_gets_one(
         second = member(client, "b", NEVER)
         with closing(second.source):
             poll_until(lambda: second.membership is not None, leader, second)
-            poll_until(lambda: place._ownerless() == {1}, leader, second)
+            poll_until(lambda: place._ownerless() == frozenset({1}), leader, second)
             assert not second.owned
         third = member(client, "b", SOON)
         with closing(third.source):
