@@ -182,7 +182,7 @@ MUTANTS = [
         "no transaction without input",
         "snapshots",
         QUIET,
-        (f"{SERVICE}_due", "self._buffer or self._partitions.dirty() or", "self._buffer or"),
+        (f"{SERVICE}_due", "self._buffer or self._partitions.unwritten() or", "self._buffer or"),
     ),
     mutant(
         "snapshots are never due",
@@ -376,7 +376,7 @@ MUTANTS = [
         "a stop leaves streams dirty",
         "a clean stop",
         DRAINED,
-        (f"{SERVICE}_finished", "self._buffer or self._partitions.dirty())", "self._buffer)"),
+        (f"{SERVICE}_finished", "self._buffer or self._partitions.unwritten())", "self._buffer)"),
     ),
     *RESTORES,
 ]
