@@ -223,7 +223,7 @@ def blocking_questions_are_refused_in_a_listener(bench: Bench) -> None:
     consumer = bench.consumer(group_id=group, **settings)
     consumer.subscribe([topic], listener=Asking())
     with pytest.raises(KafkaError, match="rebalance callback"):
-        for _ in range(100):
+        for _ in range(400):
             consumer.poll(timeout_ms=100)
     assert seen == ["local"]
     assert consumer.paused() == {tp}
