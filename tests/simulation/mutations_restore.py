@@ -60,7 +60,7 @@ RESTORES = [
         "a partition that is nobody's is not looked for",
         "changes are heard",
         BETWEEN,
-        (f"{SOURCE}poll", "holds = not self._place.look()", "pass"),
+        (f"{SOURCE}poll", " and not self._place.look()", ""),
     ),
     mutant(
         "what waits of a lost partition is committed",

@@ -6,8 +6,8 @@ is the offset after the last message answered. `sequence` counts the partition's
 
 A marker is committed with every transaction, and its sequence and writer stand in the metadata of the committed offset,
 so the two are known to belong together, and a transaction that failed is known from another's that came in its place.
-To go on, the states are read back and the messages from `redo` to `next` applied
-again, in silence: a step depends on nothing but the stream's record and the message, so every stream gets its bits.
+To go on, the states are read back and the messages from `redo` to `next` applied again, in silence: a step depends on
+nothing but the stream's record and the message, so every stream gets its bits.
 """
 
 from __future__ import annotations

@@ -25,13 +25,13 @@ ASK_MS = 5_000  # for an answer; a look can wait
 
 
 class StaticPlace:
-    """The place of one static member."""
+    """The place of one static member; of any other, which has no instance id, there is nothing to look for."""
 
     def __init__(
         self,
         topic: str,
         app_id: str,
-        instance_id: str,
+        instance_id: str | None,
         properties: Properties,
         partitions: int,
         clients: Clients,
@@ -46,7 +46,8 @@ class StaticPlace:
     def joined(self) -> None:
         """The group was joined, for the first time or anew."""
         self._seen = frozenset()
-        self._due_s = self._clients.clock() + self._look_s
+        if self._instance_id is not None:
+            self._due_s = self._clients.clock() + self._look_s
 
     def look(self) -> bool:
         """Look at the group if it is time to, for a member that its group knows; whether the place was given up.

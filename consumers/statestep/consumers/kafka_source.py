@@ -76,9 +76,7 @@ class KafkaSource:
     ):
         self._topic, self._app_id, self._properties, self._partitions = topic, app_id, properties, partitions
         self._instance_id = instance_id
-        self._place: StaticPlace | None = None
-        if instance_id is not None:
-            self._place = StaticPlace(topic, app_id, instance_id, properties, partitions, clients, look_s)
+        self._place = StaticPlace(topic, app_id, instance_id, properties, partitions, clients, look_s)
         self._clients = clients
         self._marks: deque[Mark] = deque()
         self._owned: frozenset[int] = frozenset()
@@ -149,9 +147,7 @@ class KafkaSource:
             if tp.partition in self._running
             for r in batch
         ]
-        holds = self._holds(membership)
-        if holds and self._place is not None:
-            holds = not self._place.look()
+        holds = self._holds(membership) and not self._place.look()
         return Polled(changes, records, membership if holds else None)
 
     def committed(self, partition: int) -> Committed | None:
@@ -228,8 +224,7 @@ class KafkaSource:
                 # An empty assignment is told too, once: it says that the group was joined.
                 tell("assigned", partitions - self._owned, always=self._generation < 0)
                 self._owned, self._generation = partitions, mark.generation
-                if self._place is not None:
-                    self._place.joined()
+                self._place.joined()
             elif mark.kind == "lost":
                 tell("lost", self._owned & partitions)
                 self._owned, self._generation = self._owned - partitions, -1

@@ -65,9 +65,7 @@ class LibrdkafkaSource:
     ):
         self._topic, self._app_id, self._properties, self._partitions = topic, app_id, properties, partitions
         self._instance_id = instance_id
-        self._place: StaticPlace | None = None
-        if instance_id is not None:
-            self._place = StaticPlace(topic, app_id, instance_id, properties, partitions, clients, look_s)
+        self._place = StaticPlace(topic, app_id, instance_id, properties, partitions, clients, look_s)
         self._clients = clients
         self._patience = Patience(f"reading {topic!r}", clients.clock)
         self._changes: list[Change] = []
@@ -151,9 +149,7 @@ class LibrdkafkaSource:
         if membership is not None and generation_of(membership) == self._generation + 1:
             self._generation += 1  # a round in which nothing moves calls nobody back
         holds = membership is not None and membership == self._joined and is_member(membership) and not self._away
-        if holds and self._place is not None:
-            holds = not self._place.look()
-        return Polled(changes, records, membership if holds else None)
+        return Polled(changes, records, membership if holds and not self._place.look() else None)
 
     def committed(self, partition: int) -> Committed | None:
         """What the group committed last, or None.
@@ -245,8 +241,7 @@ class LibrdkafkaSource:
         self._take_part(consumer)
         self._mark("assigned", places, always=first)  # an empty one is told too, once: the group was joined
         self._owned |= {place.partition for place in places}
-        if self._place is not None:
-            self._place.joined()
+        self._place.joined()
 
     def _take_part(self, consumer: Any) -> None:
         """Keep the membership. Where the group went on without us, what we hold may have been another's then.
