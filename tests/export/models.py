@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from statestep.export import Forecaster, ForecasterConfig, PerStreamScaling, PooledScaling, Scoring, StreamModel
+from statestep.export import Forecaster, ForecasterConfig, PerStreamScaling, PooledScaling, StreamModel
 from statestep.export.scaling import Scaling
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -26,8 +26,7 @@ def model(cell: str = "lstm", layers: int = 1, *, scale: str = "pooled", hidden:
     scaling: Scaling = PerStreamScaling(len(FEATURES), MEMORY)
     if scale == "pooled":
         scaling = PooledScaling(torch.tensor(MEAN), torch.tensor(STD))
-    scoring = Scoring(torch.tensor(SPREAD), THRESHOLD, warm=1 if scale == "pooled" else WARM, alpha=ALPHA)
-    return StreamModel(Forecaster(config, seed=seed), scaling, scoring, features=FEATURES)
+    return StreamModel(Forecaster(config, seed=seed), scaling, features=FEATURES)
 
 
 def readings(steps: int, batch: int, seed: int = 0) -> Array:

@@ -82,8 +82,10 @@ class _Twin:
     def initial_states(self) -> list[Array]:
         return self.model.initial_states()
 
-    def step(self, x: Array, states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
-        return self.model.step(x, states)
+    def step(
+        self, x: Array, states: Sequence[Array], times: Array | None = None
+    ) -> tuple[dict[str, Array], list[Array]]:
+        return self.model.step(x, states, times)
 
 
 class Counting(_Twin):
@@ -93,17 +95,21 @@ class Counting(_Twin):
         super().__init__()
         self.calls = 0
 
-    def step(self, x: Array, states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
+    def step(
+        self, x: Array, states: Sequence[Array], times: Array | None = None
+    ) -> tuple[dict[str, Array], list[Array]]:
         self.calls += 1
-        outputs, following = super().step(x, states)
+        outputs, following = super().step(x, states, times)
         return {"y": outputs["y"] + np.float32(self.calls)}, following
 
 
 class WritingInPlace(_Twin):
     """Saves an array: the next state is written over the one that it was given."""
 
-    def step(self, x: Array, states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
-        outputs, following = super().step(x, states)
+    def step(
+        self, x: Array, states: Sequence[Array], times: Array | None = None
+    ) -> tuple[dict[str, Array], list[Array]]:
+        outputs, following = super().step(x, states, times)
         states[0][...] = following[0]
         return outputs, list(states)
 
@@ -115,7 +121,9 @@ class KeepingAside(_Twin):
         super().__init__()
         self.kept: dict[tuple[float, ...], Array] = {}
 
-    def step(self, x: Array, states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
+    def step(
+        self, x: Array, states: Sequence[Array], times: Array | None = None
+    ) -> tuple[dict[str, Array], list[Array]]:
         birth = np.zeros(2, np.float32)
         outputs, (following,) = super().step(x, [np.stack([self.kept.get(tuple(row), birth) for row in states[0]])])
         sums = [zlib.crc32(row.tobytes()) for row in following]

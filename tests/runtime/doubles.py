@@ -34,7 +34,9 @@ class Double:
     def initial_states(self) -> list[Array]:
         return [state.initial_value() for state in CONTRACT.states]
 
-    def step(self, x: Array, states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
+    def step(
+        self, x: Array, states: Sequence[Array], times: Array | None = None
+    ) -> tuple[dict[str, Array], list[Array]]:
         """x [B, 2] → y [B, 2], n [B], was_even [B, 1]."""
         self.calls += 1
         if self.calls == self.fails_at:

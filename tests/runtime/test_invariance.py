@@ -77,9 +77,11 @@ class Touchy(Double):
         self.strange = strange
         self.where = where
 
-    def step(self, x: Array, states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
+    def step(
+        self, x: Array, states: Sequence[Array], times: Array | None = None
+    ) -> tuple[dict[str, Array], list[Array]]:
         """As `Double.step`."""
-        outputs, following = super().step(x, states)
+        outputs, following = super().step(x, states, times)
         level = outputs["y"] if self.where == "output" else following[0]
         if self.strange(x, states[1]):
             level[-1] = np.nextafter(level[-1], np.float32(np.inf))
@@ -112,9 +114,11 @@ class Signed(Double):
         super().__init__()
         self.nothing = np.float32(nothing)
 
-    def step(self, x: Array, states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
+    def step(
+        self, x: Array, states: Sequence[Array], times: Array | None = None
+    ) -> tuple[dict[str, Array], list[Array]]:
         """As `Double.step`."""
-        outputs, following = super().step(x, states)
+        outputs, following = super().step(x, states, times)
         sign = np.float32(-1 if len(x) == 1 else 1)
         return outputs | {"y": np.full_like(x, np.copysign(self.nothing, sign))}, following
 
@@ -134,7 +138,9 @@ class Tokens(Double):
         self.mixing = mixing
         self.seen: set[int] = set()
 
-    def step(self, x: Array, states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
+    def step(
+        self, x: Array, states: Sequence[Array], times: Array | None = None
+    ) -> tuple[dict[str, Array], list[Array]]:
         """As `Double.step`, x int64 [B, 2]."""
         self.seen |= set(x.ravel().tolist())
         table = np.array([0.5, 1.5, 2.5, 3.5], np.float32)

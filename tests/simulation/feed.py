@@ -45,7 +45,9 @@ class Fold:
         """A new stream's h."""
         return [state.initial_value() for state in self.contract.states]
 
-    def step(self, x: Array, states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
+    def step(
+        self, x: Array, states: Sequence[Array], times: Array | None = None
+    ) -> tuple[dict[str, Array], list[Array]]:
         """x [B, 1] and h [B, 1] → y [B, 1] and h [B, 1]."""
         v = x.astype(np.int64)  # [B, 1]
         h = states[0] * np.int64(A) + v * np.int64(B) + np.int64(1)  # [B, 1]

@@ -16,9 +16,9 @@ from statestep.consumers.report import Summary
 from statestep.runtime import Contract, StepModel
 
 if TYPE_CHECKING:
-    from statestep.export.calibrate import Errors
     from statestep.export.convert import Converted
     from statestep.export.fit import Fitted
+    from statestep.export.forecasts import Errors
     from statestep.export.verify import Report
 
 MARKS = {True: "[green]✓[/green]", False: "[red]✗[/red]", None: "[yellow]–[/yellow]"}

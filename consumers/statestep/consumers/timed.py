@@ -31,9 +31,11 @@ class TimedModel:
         self._report = report
         self._clock = clock
 
-    def step(self, x: Array, states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
+    def step(
+        self, x: Array, states: Sequence[Array], times: Array | None = None
+    ) -> tuple[dict[str, Array], list[Array]]:
         """The model's own step, timed."""
         began = self._clock()
-        result = self._step(x, states)
+        result = self._step(x, states, times)
         self._report(self._clock() - began)
         return result

@@ -9,6 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from statestep.export.budget import Budget, budget_of
+from statestep.export.calibrate import Calibrated, Judging
+from statestep.export.detector import Detector
 from statestep.export.errors import DataError, ExportError
 from statestep.export.laws import (
     LawBroken,
@@ -25,10 +28,10 @@ from statestep.export.suite import Law, check_model, laws_of
 from statestep.export.verify import Check, Report, Speed, verify
 
 if TYPE_CHECKING:
-    from statestep.export.calibrate import Errors
     from statestep.export.fit import Epoch, Example, Fitted
     from statestep.export.forecaster import CELLS, Forecaster, ForecasterConfig
-    from statestep.export.forms import Scoring, StreamModel
+    from statestep.export.forecasts import Errors
+    from statestep.export.forms import StreamModel
     from statestep.export.handover import load_module, load_weights, read_scaler, scaler_of
     from statestep.export.layers import CoupledLSTM, LayerNormLSTM, PeepholeLSTM, ResetBeforeGRU
     from statestep.export.lift import LiftedModel
@@ -40,7 +43,7 @@ _NEEDS_TORCH = {
     "CELLS": "forecaster",
     "CoupledLSTM": "layers",
     "Epoch": "fit",
-    "Errors": "calibrate",
+    "Errors": "forecasts",
     "Example": "fit",
     "Exported": "write",
     "Fitted": "fit",
@@ -53,7 +56,6 @@ _NEEDS_TORCH = {
     "PerStreamScaling": "scaling",
     "PooledScaling": "scaling",
     "ResetBeforeGRU": "layers",
-    "Scoring": "forms",
     "StreamModel": "forms",
     "export_step": "write",
     "load": "weights",
@@ -66,9 +68,12 @@ _NEEDS_TORCH = {
 
 __all__ = [
     "CELLS",
+    "Budget",
+    "Calibrated",
     "Check",
     "CoupledLSTM",
     "DataError",
+    "Detector",
     "Epoch",
     "Errors",
     "Example",
@@ -77,6 +82,7 @@ __all__ = [
     "Fitted",
     "Forecaster",
     "ForecasterConfig",
+    "Judging",
     "Law",
     "LawBroken",
     "LayerNormLSTM",
@@ -87,10 +93,10 @@ __all__ = [
     "PooledScaling",
     "Report",
     "ResetBeforeGRU",
-    "Scoring",
     "Speed",
     "StreamModel",
     "agrees_with",
+    "budget_of",
     "check_model",
     "company_does_not_matter",
     "cuts_do_not_matter",

@@ -12,11 +12,12 @@ import onnxruntime as ort
 
 from statestep.export.compare import TOLERANCE, Array, Outputs, first_difference
 from statestep.export.errors import first_line
+from statestep.export.stepping import VECTOR_TAILS
 from statestep.export.surgery import bodies, nodes_of
 from statestep.runtime import Contract, ModelError, guard, session_options
 
 # Operators that compute a row in another order among many than alone, and so in other last bits.
-ROUNDING = frozenset({"RNN", "Conv", "Log", "Softplus", "Mish", "Sin", "Cos", "Atan"})
+ROUNDING = frozenset({"RNN", "Conv", *VECTOR_TAILS})
 
 
 def sequence_path(model: str | Path) -> Path:
@@ -70,7 +71,9 @@ def rounding(model: onnx.ModelProto) -> tuple[str, ...]:
 
     A matrix product does where its weights are carried round a Loop: they are not laid out beforehand then.
     """
-    found = {node.op_type for node in nodes_of(model.graph)} & ROUNDING
+    nodes = list(nodes_of(model.graph))
+    padded = {node.output[0] for node in nodes if node.op_type == "Pad"}  # rows that fill whole vectors leave no rest
+    found = {n.op_type for n in nodes if not (n.op_type in VECTOR_TAILS and n.input[0] in padded)} & ROUNDING
     loops = [body for node in nodes_of(model.graph) if node.op_type == "Loop" for body in bodies(node)]
     if any(node.op_type in ("MatMul", "Gemm") for body in loops for node in nodes_of(body)):
         found.add("Loop")

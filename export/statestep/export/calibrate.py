@@ -1,102 +1,199 @@
-"""What is measured on data, not learnt: standard units, the spread of a forecast's error, the score's threshold."""
+"""What is measured on data, not learnt: a detector's units, its ranges, its threshold. Needs no torch.
+
+The scores that it is calibrated on are computed by the detector's own nodes, over forecasts of the model itself.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from statestep.export.forms import Scoring, SequenceForm, StreamModel
-from statestep.export.scaling import NoScaling, PerStreamScaling, PooledScaling
-from statestep.export.series import Block, Series, enough
+from statestep.export.budget import Budget, Tail, threshold_for
+from statestep.export.compare import Array, Outputs
+from statestep.export.compose import alone
+from statestep.export.detector import Detector, Forecasts
+from statestep.export.errors import ExportError
+from statestep.export.series import Block, unit_of
+from statestep.export.surgery import session
 
-CONSTANT = 1e-6  # a feature whose spread is below this share of its level does not move
 SPREAD_FLOOR = 1e-3  # standard deviations; a forecast is never held to more than a thousandth of the spread
-QUANTILE = 0.999  # of the validation scores; what lies above is an anomaly
-LEAST_THRESHOLD = 1.0  # the score of an error that is usual in training
-WARM = 30  # timesteps until a stream's own spread means something
+LEAST_THRESHOLD = math.log(2.0)  # the score of errors that are usual
+WARM = 30  # timesteps until a stream's own units mean something
+RIDGE = 0.1  # of a feature's variance, added to it: how little the others are trusted where data are few
+REACH = 10.0  # standard units; a reading further out is cut before it tells of the others
+USUAL = (0.005, 0.995)  # quantiles of training readings
+USUAL_SCORE = 0.9  # quantile of the calibration's scores
+STILL = 2.0  # times the longest that a sensor did not move in training
+LEAST_STILL = 12  # timesteps
+NEVER_MOVES = 0.25  # of a stream's length without a change: such a sensor may rest for as long as it likes
 
 
 @dataclass(frozen=True, slots=True)
-class Errors:
-    """How far forecasts were off on the validation tails, row for row the same for model and last value."""
+class Past:
+    """Streams side by side with the forecasts that a model made for them, from their births."""
 
-    rows: int
-    rmse: float  # over all targets, in standard units where there is a scaling
-    last_value_rmse: float
-    by_target: dict[str, tuple[float, float]]  # target → (model's, last value's) in the sensor's units
-
-    @property
-    def losing(self) -> list[str]:
-        """The targets that the last value would forecast better."""
-        return [target for target, (ours, last) in self.by_target.items() if ours > last]
+    block: Block  # x [T, B, F]
+    prediction: Array  # float32 [T, B, K] for each next timestep
+    z: Array | None = None  # float32 [T, B, F] and
+    std: Array | None = None  # float32 [T, B, F] in each stream's own standard units
 
 
-def pooled_scaling(series: Sequence[Series]) -> PooledScaling:
-    """Mean and standard deviation of each feature over all training parts.
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """How a detector is to judge; the rest is measured."""
 
-    A feature that does not move gets its level for a standard deviation (1 at level 0): nothing is known of its spread.
+    alpha: float = 0.1
+    combine: str = "mean"
+    rule: str = "plain"
+    others: bool = True
+    window: int = 256
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """A detector, and what is to be told of how it was calibrated."""
+
+    detector: Detector
+    tail: Tail
+    rows: int  # that the threshold was taken from
+
+    def told(self) -> dict[str, Any]:
+        """The document for a contract's `detector`."""
+        d, tail = self.detector, self.tail
+        return {
+            "evidence": list(d.evidence),
+            "status": ["warming", "calibrated", "drifting"],
+            "alpha": d.alpha,
+            "combine": d.combine,
+            "rule": d.rule,
+            "scale": "per-stream" if d.per_stream else "pooled",
+            "threshold": float(f"{d.threshold:.6g}"),
+            "every": d.every,
+            "calm": d.calm,
+            "warm": d.warm,
+            "rows": self.rows,
+            "tail": None if tail.counted else {"over": float(f"{tail.over:.4g}"), "scale": float(f"{tail.scale:.4g}")},
+        }
+
+
+def calibrated(pasts: Sequence[Past], known: Forecasts, how: Judging, *, warm: int = 1) -> Calibrated:
+    """Measure a detector for the model that made these forecasts, `known` being what is known of it anyway.
+
+    Usual sizes of errors and the threshold come from the validation tails, the rest from the training parts, for a
+    model's errors are smaller where it was trained. Raises `ExportError` for settings that cannot be.
     """
-    x = np.concatenate([one.x[: one.cut] for one in series]).astype(np.float64)  # [rows, F]
-    mean, std = x.mean(axis=0), x.std(axis=0)
-    level = np.where(mean == 0, 1.0, np.abs(mean))
-    std = np.where(std <= CONSTANT * np.abs(mean), level, std)  # [F]
-    return PooledScaling(torch.from_numpy(mean), torch.from_numpy(std))
-
-
-def warm_of(model: StreamModel) -> int:
-    """How many timesteps of a stream pass before its errors are judged."""
-    return WARM if isinstance(model.scaling, PerStreamScaling) else 1
-
-
-def scored(model: StreamModel, blocks: Sequence[Block]) -> tuple[StreamModel, Errors]:
-    """Give `model` its score: spread from the training parts, threshold from the validation tails."""
-    warm = warm_of(model)
-    enough(blocks, warm)
-    misses = [_misses(model, block) for block in blocks]  # (miss, std) [T, B, K] each
-    in_units = torch.cat([(m / s)[b.training(warm)] for (m, s), b in zip(misses, blocks, strict=True)])  # [rows, K]
-    floor = SPREAD_FLOOR * _unit(model, blocks, warm)  # [K]
-    scoring = Scoring(torch.maximum(in_units.double().square().mean(0).sqrt(), floor), LEAST_THRESHOLD, warm=warm)
-    tail = torch.cat(
-        [scoring.sequence(m, s)[..., 0][b.validation(warm)] for (m, s), b in zip(misses, blocks, strict=True)]
+    if not 0 < how.alpha <= 1:
+        raise ExportError(f"alpha is {how.alpha}, it must be above 0 and at most 1")
+    per_stream = pasts[0].z is not None
+    trained = [past.block.training(warm) for past in pasts]  # bool [T, B] each
+    held_out = [past.block.validation(warm) for past in pasts]
+    seen = np.concatenate([past.block.x[mask] for past, mask in zip(pasts, trained, strict=True)])  # [rows, F]
+    std = unit_of(seen)  # [F]
+    z = [(past.block.x - known.mean) / std if past.z is None else past.z for past in pasts]  # [T, B, F] each
+    training = np.concatenate([each[mask] for each, mask in zip(z, trained, strict=True)]).astype(np.float64)
+    tails = np.concatenate([each[mask] for each, mask in zip(z, held_out, strict=True)]).astype(np.float64)
+    misses = [_misses(past, known.targets, std)[mask] for past, mask in zip(pasts, held_out, strict=True)]
+    others, others_spread = _others(training, tails) if how.others and known.width > 1 else (None, None)
+    every = np.concatenate([training, tails])
+    base = Detector(
+        features=known.features,
+        targets=known.targets,
+        mean=known.mean,
+        std=std,
+        spread=_usual(np.concatenate(misses)),
+        per_stream=per_stream,
+        others=others,
+        others_spread=others_spread,
+        low=every.min(axis=0),
+        high=every.max(axis=0),
+        usual_low=np.quantile(training, USUAL[0], axis=0),
+        usual_high=np.quantile(training, USUAL[1], axis=0),
+        still=_still(pasts),
+        alpha=how.alpha,
+        combine=how.combine,
+        window=how.window,
+        calm=max(round(1 / how.alpha), 1),
+        warm=warm,
+        threshold=math.inf,
     )
-    scoring.threshold.fill_(max(float(np.quantile(tail.double().numpy(), QUANTILE)), LEAST_THRESHOLD))
-    complete = StreamModel(model.network, model.scaling, scoring, features=model.features)
-    return complete, _errors(complete, blocks, misses, warm)
+    scores = tail_scores(base, pasts)
+    past = _spread_out(np.concatenate(scores), how.window)
+    ready = replace(base, rule=how.rule, past=past, usual_score=float(np.quantile(np.concatenate(scores), USUAL_SCORE)))
+    if how.rule != "plain":
+        scores = tail_scores(ready, pasts)
+    tail = threshold_for(scores, how.budget, ready.calm)
+    least = LEAST_THRESHOLD if how.rule == "plain" else 1.0
+    done = replace(ready, threshold=max(tail.threshold, least), every=how.budget.every)
+    return Calibrated(done, tail, sum(map(len, scores)))
 
 
-def _unit(model: StreamModel, blocks: Sequence[Block], warm: int) -> Tensor:
-    """A standard deviation of each target in the units that the scaling leads to: 1, where there is a scaling."""
-    if not isinstance(model.scaling, NoScaling):
-        return torch.ones(len(model.target_names), dtype=torch.float64)
-    seen = torch.cat([model.targets(block.x)[block.training(warm)] for block in blocks]).double()  # [rows, K]
-    return seen.std(0, unbiased=False).clamp(min=torch.finfo(torch.float32).tiny)
+def judged(d: Forecasts, past: Past) -> Outputs:
+    """What a detector makes of streams: its outputs by role, [T, B, …]."""
+    feeds = {"x": past.block.x, "prediction": past.prediction}
+    if past.z is not None and past.std is not None:
+        feeds |= {"z": past.z, "std": past.std}
+    names = [role for role, _, _ in d.outputs]
+    return dict(zip(names, session(alone(d)).run(names, feeds), strict=True))
 
 
-def _misses(model: StreamModel, block: Block) -> tuple[Tensor, Tensor]:
-    """x − expected and the standard unit that it is judged in, each [T, B, K]."""
-    with torch.no_grad():
-        _, expected = SequenceForm(model)(block.x)[:2]
-        std = model.targets(model.scaling.sequence(block.x).std)
-    return model.targets(block.x) - expected, std.expand_as(expected)
+def tail_scores(d: Detector, pasts: Sequence[Past]) -> list[Array]:
+    """The scores over the validation tail of each stream that has one: float64 [rows] each."""
+    found = []
+    for past in pasts:
+        scores = judged(d, past)["score"].astype(np.float64)  # [T, B]
+        mask = past.block.validation(d.warm)
+        found += [scores[mask[:, stream], stream] for stream in range(scores.shape[1]) if mask[:, stream].any()]
+    return found
 
 
-def _errors(model: StreamModel, blocks: Sequence[Block], misses: Sequence[tuple[Tensor, Tensor]], warm: int) -> Errors:
-    ours, theirs, units = [], [], []
-    for (miss, std), block in zip(misses, blocks, strict=True):
-        change = torch.zeros_like(miss)
-        change[1:] = model.targets(block.x[1:] - block.x[:-1])
-        judged = block.validation(warm)  # [T, B]
-        ours.append(miss[judged])
-        theirs.append(change[judged])
-        units.append(std[judged])
-    model_miss, last_miss, unit = torch.cat(ours).double(), torch.cat(theirs).double(), torch.cat(units)  # [rows, K]
-    by_target = {name: (_rms(model_miss[:, k]), _rms(last_miss[:, k])) for k, name in enumerate(model.target_names)}
-    return Errors(len(unit), _rms(model_miss / unit), _rms(last_miss / unit), by_target)
+def _misses(past: Past, targets: Sequence[int], std: Array) -> Array:
+    """x − expected in standard units: [T, B, K]; the first row, for which there was no forecast, is 0."""
+    x = past.block.x[..., list(targets)]
+    miss = np.zeros(x.shape)
+    miss[1:] = x[1:].astype(np.float64) - past.prediction[:-1]
+    return miss / (std[list(targets)] if past.std is None else past.std[..., list(targets)])
 
 
-def _rms(values: Tensor) -> float:
-    return float(values.square().mean().sqrt())
+def _usual(errors: Array) -> Array:
+    """The root mean square of errors [rows, N] in standard units, floored: [N]."""
+    usual: Array = np.maximum(np.sqrt(np.square(errors.astype(np.float64)).mean(axis=0)), SPREAD_FLOOR)
+    return usual
+
+
+def _others(training: Array, tails: Array) -> tuple[Array, Array]:
+    """Each feature by the others of its row, by ridge regression: weights [F, F], and the usual size of its error [F].
+
+    All of them come from one inverse: with P the inverse of the features' second moments, the weight of k in j is
+    −P[k, j] / P[j, j].
+    """
+    near = np.clip(training, -REACH, REACH)
+    moments = near.T @ near / len(near)  # [F, F]
+    precision = np.linalg.inv(moments + RIDGE * np.eye(len(moments)))
+    weights = -precision / np.diag(precision)  # [F, F]
+    np.fill_diagonal(weights, 0.0)
+    return weights, _usual(tails - np.clip(tails, -REACH, REACH) @ weights)
+
+
+def _still(pasts: Sequence[Past]) -> Array:
+    """For how many timesteps each feature may stay the same before that is odd; inf where it often rests: [F]."""
+    width = pasts[0].block.x.shape[-1]
+    limit = np.zeros(width)
+    for past in pasts:
+        x, rows = past.block.x, past.block.rows
+        run = np.zeros(x.shape[1:])  # [B, F]
+        for t in range(1, len(x)):
+            run = np.where((x[t] == x[t - 1]) & (t < rows)[:, None], run + 1, 0)
+            limit = np.maximum(limit, run.max(axis=0))
+            limit = np.where((run > NEVER_MOVES * rows[:, None]).any(axis=0) & (run > 1).any(axis=0), np.inf, limit)
+    return np.maximum(STILL * limit, LEAST_STILL)
+
+
+def _spread_out(scores: Array, count: int) -> Array:
+    """`count` scores that stand for all of them, in an order that favours neither high nor low ones: [count]."""
+    rising = np.quantile(scores, (np.arange(count) + 0.5) / count)
+    return np.asarray(np.random.default_rng(0).permutation(rising))

@@ -12,6 +12,7 @@ from statestep.runtime import Contract
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Array]  # by name, each [T, B, …]
 
+IN_READINGS = (None, "prediction", "expected", "related")  # roles of outputs that are in the readings' units
 TOLERANCE = 1e-5  # standard deviations of the checked data
 ROUNDINGS = 2 * float(np.finfo(np.float32).eps)  # of a value; two computations of one number may be this far apart
 SCORE_TOLERANCE = 1e-3  # of the score, which squares a difference over a small spread
@@ -33,7 +34,7 @@ def units(contract: Contract, sequences: Sequence[Array], stepped: Sequence[Outp
         features = output.features
         if features is None and output.role in ("prediction", "expected"):
             features = contract.feature_names  # as a contract has it that does not name them
-        of_readings = features is not None and all(feature in columns for feature in features)
+        of_readings = features is not None and output.role in IN_READINGS and all(f in columns for f in features)
         if output.name not in stepped[0] or (not of_readings and output.role is not None):
             continue
         spread = _flat([outputs[output.name] for outputs in stepped]).std(axis=0)  # [K]

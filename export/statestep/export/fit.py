@@ -16,17 +16,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from statestep.export.calibrate import Errors, pooled_scaling, scored, warm_of
+from statestep.export.calibrate import WARM, Calibrated, Judging, calibrated
 from statestep.export.compare import Array
+from statestep.export.detector import Forecasts
 from statestep.export.errors import ExportError
 from statestep.export.forecaster import Forecaster, ForecasterConfig
+from statestep.export.forecasts import Errors, errors_of, past_of
 from statestep.export.forms import StreamModel
 from statestep.export.recur import Tensors
-from statestep.export.scaling import PerStreamScaling, Scaling
-from statestep.export.series import Block, Series, blocks_of, columns_of, enough, ranges_of, series_of
+from statestep.export.scaling import PerStreamScaling, PooledScaling, Scaling
+from statestep.export.series import (
+    Block,
+    Series,
+    blocks_of,
+    columns_of,
+    enough,
+    mean_of,
+    ranges_of,
+    series_of,
+    unit_of,
+)
 from statestep.export.weights import reference_of
 
 SCALES = ("pooled", "per-stream")
@@ -68,6 +81,7 @@ class Fitted:
     """A trained model and what is to be told of it."""
 
     model: StreamModel
+    detector: Calibrated
     errors: Errors  # on the validation tails
     example: Example  # the end of the longest stream, to look at
     history: tuple[Epoch, ...]
@@ -117,15 +131,16 @@ def fit(
     validation: float = 0.2,
     seed: int = 0,
     threads: int = 1,
+    judging: Judging | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Fitted:
     """Train a forecaster of the next row's `targets` (all features where None) on `streams`: name → [T, F].
 
     The last `validation` share of each stream's rows is kept for early stopping (after `patience` epochs without a
-    better error) and for the score's threshold. `cell`, `layers` and `projection` are those of `ForecasterConfig`: the
-    name of a cell, or one for each layer, as in "lstm,gru". `on_epoch` is told of each epoch. The same seed gives the
-    same weights on machines of one kind, whatever their number of cores: more `threads` than one round otherwise, and
-    are slower for networks of up to some hundred units.
+    better error) and to measure the detector, which judges as `judging` says. `cell`, `layers` and `projection` are
+    those of `ForecasterConfig`: the name of a cell, or one for each layer, as in "lstm,gru". `on_epoch` is told of each
+    epoch. The same seed gives the same weights on machines of one kind, whatever their number of cores: more `threads`
+    than one round otherwise, and are slower for networks of up to some hundred units.
 
     Raises `DataError` for data and `ExportError` for settings that cannot be used.
     """
@@ -144,22 +159,31 @@ def fit(
     config = ForecasterConfig(len(features), columns, cell, hidden, layers, dropout, projection)
     series, left_out = series_of(streams, features, validation)
     blocks = blocks_of(series)
-    scaling: Scaling = pooled_scaling(series) if scale == "pooled" else PerStreamScaling(len(features))
+    seen = np.concatenate([one.x[: one.cut] for one in series])  # [rows, F]
+    scaling: Scaling = PerStreamScaling(len(features))
+    if scale == "pooled":
+        scaling = PooledScaling(torch.from_numpy(mean_of(series)), torch.from_numpy(unit_of(seen)))
     network = Forecaster(config, seed=seed)
-    model = StreamModel(network, scaling, None, features=tuple(features))
-    enough(blocks, warm_of(model))
+    model = StreamModel(network, scaling, features=tuple(features))
+    warm = WARM if model.per_stream else 1
+    enough(blocks, warm)
     with _torch_settings(seed, threads):
-        training, tails = _lanes(model, blocks)
+        training, tails = _lanes(model, blocks, warm)
         _start_at_last_value(network, training)
         history, best = _train(network, training, tails, options)
-        complete, errors = scored(model, blocks)
+        pasts = [past_of(model, block) for block in blocks]
+        errors = errors_of(model, pasts, warm)
         if best and errors.rmse > errors.last_value_rmse:  # a state may drift over streams longer than the run-in
             _back_to_last_value(network)
             best = 0
-            complete, errors = scored(model, blocks)
-        example = _example(complete, max(series, key=lambda one: len(one.x)))
+            pasts = [past_of(model, block) for block in blocks]
+            errors = errors_of(model, pasts, warm)
+        known = Forecasts(features=tuple(features), targets=columns, mean=mean_of(series))
+        detector = calibrated(pasts, known, judging or Judging(), warm=warm)
+        example = _example(model, max(series, key=lambda one: len(one.x)))
     return Fitted(
-        model=complete,
+        model=model,
+        detector=detector,
         errors=errors,
         example=example,
         history=tuple(history),
@@ -184,18 +208,19 @@ def _torch_settings(seed: int, threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _lanes(model: StreamModel, blocks: Sequence[Block]) -> tuple[_Lanes, list[_Lanes]]:
+def _lanes(model: StreamModel, blocks: Sequence[Block], warm: int) -> tuple[_Lanes, list[_Lanes]]:
     """The training parts as lanes, and the validation tails, each after its run-in."""
-    warm = warm_of(model)
     stretches: list[_Lanes] = []
     tails: list[_Lanes] = []
     for block in blocks:
+        x = torch.from_numpy(block.x)
         with torch.no_grad():
-            scaled = model.scaling.sequence(block.x)
-        std = model.targets(scaled.std).expand(*block.x.shape[:2], -1)  # [T, B, K]
-        wanted = model.targets(block.x[1:] - block.x[:-1]) / std[:-1]  # [T−1, B, K]
-        whole = _Lanes(scaled.z[:-1], wanted.clamp(-LARGEST_CHANGE, LARGEST_CHANGE), block.training(warm)[1:])
-        validated = whole._replace(counts=block.validation(warm)[1:])
+            scaled = model.scaling.sequence(x)
+        std = model.targets(scaled.std).expand(*x.shape[:2], -1)  # [T, B, K]
+        wanted = model.targets(x[1:] - x[:-1]) / std[:-1]  # [T−1, B, K]
+        counts, later = (torch.from_numpy(mask[1:]) for mask in (block.training(warm), block.validation(warm)))
+        whole = _Lanes(scaled.z[:-1], wanted.clamp(-LARGEST_CHANGE, LARGEST_CHANGE), counts)
+        validated = whole._replace(counts=later)
         for stream, (rows, cut) in enumerate(zip(block.rows.tolist(), block.cuts.tolist(), strict=True)):
             for begin in range(0, cut - 1, LANE):
                 stretches.append(whole.part(slice(begin, min(begin + LANE, cut - 1)), stream))
@@ -211,7 +236,7 @@ def _abreast(stretches: Sequence[_Lanes]) -> _Lanes:
 
 def _example(model: StreamModel, one: Series) -> Example:
     rows = min(EXAMPLE_ROWS, len(one.x) - one.cut)
-    expected = reference_of(model)(one.x[:, None])["expected"][-rows:, 0]  # [rows, K]
+    expected = reference_of(model)(one.x[:, None])["prediction"][-rows - 1 : -1, 0]  # [rows, K]
     return Example(one.name, model.target_names, one.x[-rows:, list(model.network.targets)], expected)
 
 

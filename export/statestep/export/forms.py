@@ -1,4 +1,4 @@
-"""A network, a scaling and a score joined to one stream model, in its two forms: a step, and a whole sequence.
+"""A network and a scaling joined to one stream model, in its two forms: a step, and a whole sequence.
 
 `StepForm` and `SequenceForm` hold the same weights and are exported each on its own. The second never uses the
 first, so that it is a reference which the step model can be checked against.
@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from statestep.export.forecaster import Gives
-from statestep.export.recur import Tensors, recur
-from statestep.export.scaler import LIMIT
-from statestep.export.scaling import TINY, Scaled, Scaling
+from statestep.export.recur import Tensors
+from statestep.export.scaling import PerStreamScaling, Scaled, Scaling
 from statestep.runtime import State
 
-ALPHA = 0.1  # weight of the newest error in the score: about ten timesteps of memory
+OWN = ("own_z", "own_std")  # outputs for the detector alone: readings in a stream's own units, and their deviation
 
 
 class Network(Protocol):
@@ -34,67 +33,18 @@ class Network(Protocol):
         """z [T, B, F] → [T, B, K] in standard units, from the states of a stream's birth."""
 
 
-class Scoring(nn.Module):
-    """The anomaly score: squared error of the previous forecast in units of its spread, largest target, smoothed.
-
-        score[t] = α · max_k ((x[t] − expected[t]) / (std · spread))² + (1 − α) · score[t−1]
-
-    `spread` [K] is the root mean square of a training forecast's error, in standard units. Until a stream has been
-    seen `warm` times its errors count as 0: there is no forecast to judge, or no standard unit to judge it in.
-    """
-
-    spread: Tensor
-    threshold: Tensor
-    states = (State("error", "next_error", (1,)), State("seen", "next_seen", (1,)))
-
-    def __init__(self, spread: Tensor, threshold: float, *, warm: int = 1, alpha: float = ALPHA):
-        super().__init__()
-        self.register_buffer("spread", spread.to(torch.float32))  # [K]
-        self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float32))  # []
-        self.warm = warm
-        self.alpha = alpha
-
-    def step(self, miss: Tensor, std: Tensor, states: Tensors) -> tuple[Tensor, Tensors]:
-        """miss = x − expected [B, K], std [B, K], (error, seen) [B, 1] → score [B, 1] and the next states."""
-        error, seen = states
-        score = self._smooth(torch.where(seen >= self.warm, self._largest(miss, std), 0.0), error)
-        return score, (score, (seen + 1).clamp(max=self.warm))
-
-    def sequence(self, miss: Tensor, std: Tensor) -> Tensor:
-        """miss, std [T, B, K] from the start of each stream → scores [T, B, 1]."""
-        largest = self._largest(miss, std)  # [T, B, 1]
-        judged = torch.arange(miss.shape[0])[:, None, None] >= self.warm  # [T, 1, 1]
-
-        def body(carry: Tensors, row: Tensors) -> tuple[Tensors, Tensors]:
-            score = self._smooth(row[0], carry[0])
-            return (score,), (score,)
-
-        _, (scores,) = recur(body, (torch.zeros_like(largest[0]),), (torch.where(judged, largest, 0.0),))
-        return scores
-
-    def _largest(self, miss: Tensor, std: Tensor) -> Tensor:
-        error = (miss / (std * self.spread)).clamp(-LIMIT, LIMIT)
-        return (error * error).amax(-1, keepdim=True)
-
-    def _smooth(self, newest: Tensor, before: Tensor) -> Tensor:
-        score = self.alpha * newest + (1 - self.alpha) * before
-        return torch.where(score < TINY, 0.0, score)
-
-
 class StreamModel(nn.Module):
-    """Everything that advancing a stream needs: raw sensor values in, raw forecasts and a score out.
+    """A forecaster: raw sensor values in, raw forecasts out. The detector comes behind its graphs (`compose.py`).
 
-    `features` names the columns of x, K of which are forecast. Outputs in order: prediction, expected, and with a
-    scoring also score, threshold, anomaly.
+    `features` names the columns of x, K of which are forecast.
     """
 
     columns: Tensor
 
-    def __init__(self, network: Network, scaling: Scaling, scoring: Scoring | None, *, features: tuple[str, ...]):
+    def __init__(self, network: Network, scaling: Scaling, *, features: tuple[str, ...]):
         super().__init__()
         self.network = network
         self.scaling = scaling
-        self.scoring = scoring
         self.features = features
         self.register_buffer("columns", torch.tensor(network.targets), persistent=False)  # [K]
         self.eval()
@@ -107,14 +57,17 @@ class StreamModel(nn.Module):
     @property
     def states(self) -> tuple[State, ...]:
         """Every state pair, in the order in which the step form takes and gives them."""
-        forecast = State("forecast", "next_forecast", (len(self.network.targets),))
-        scoring = () if self.scoring is None else self.scoring.states
-        return (*self.network.states, *self.scaling.states, forecast, *scoring)
+        return (*self.network.states, *self.scaling.states)
+
+    @property
+    def per_stream(self) -> bool:
+        """Whether each stream has standard units of its own, which the graphs then put out too."""
+        return isinstance(self.scaling, PerStreamScaling)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The names of the outputs; each is its role in the contract too."""
-        return ("prediction", "expected") + (() if self.scoring is None else ("score", "threshold", "anomaly"))
+        """The names of the outputs."""
+        return ("prediction", *(OWN if self.per_stream else ()))
 
     def initial_states(self, batch: int) -> Tensors:
         """The states of streams that have seen nothing, each with its batch axis where the graph has it."""
@@ -136,12 +89,9 @@ class StreamModel(nn.Module):
             return of_features
         return of_features.index_select(-1, self.columns)
 
-    def judged(self, score: Tensor) -> Tensors:
-        """score [… , 1] → score, threshold, anomaly, each [… ]."""
-        assert self.scoring is not None
-        flat = score[..., 0]
-        threshold = self.scoring.threshold.expand_as(flat)
-        return flat, threshold, flat > threshold
+    def given(self, prediction: Tensor, scaled: Scaled) -> Tensors:
+        """What leaves the graphs, in the order of `outputs`."""
+        return (prediction, scaled.z, scaled.std) if self.per_stream else (prediction,)
 
 
 class StepForm(nn.Module):
@@ -154,20 +104,12 @@ class StepForm(nn.Module):
     def forward(self, x: Tensor, *states: Tensor) -> Tensors:
         """`states` in the order of `StreamModel.states`; the outputs come first, then the next states."""
         model = self.model
-        ends_network = len(model.network.states)
-        ends_scaling = ends_network + len(model.scaling.states)
-        scaled, scaling_states = model.scaling.step(x, states[ends_network:ends_scaling])
-        network, network_states = model.network.step(scaled.z, states[:ends_network])
-        prediction = model.forecast(network, x, scaled)  # [B, K]
-        expected = states[ends_scaling]  # [B, K]
-        outputs: Tensors = (prediction, expected.clone())
-        scoring_states: Tensors = ()
-        if model.scoring is not None:
-            miss, std = model.targets(x) - expected, model.targets(scaled.std)
-            score, scoring_states = model.scoring.step(miss, std, states[ends_scaling + 1 :])
-            outputs = (*outputs, *model.judged(score))
-        following = (*network_states, *scaling_states, prediction, *scoring_states)
-        return (*outputs, *(state.clone() for state in following))
+        ends = len(model.network.states)
+        scaled, scaling_states = model.scaling.step(x, states[ends:])
+        network, network_states = model.network.step(scaled.z, states[:ends])
+        outputs = model.given(model.forecast(network, x, scaled), scaled)  # [B, K] and [B, F]
+        # What leaves must be a tensor of its own: the exporter merges two names for one.
+        return tuple(tensor.clone() for tensor in (*outputs, *network_states, *scaling_states))
 
 
 class SequenceForm(nn.Module):
@@ -182,8 +124,4 @@ class SequenceForm(nn.Module):
         model = self.model
         scaled = model.scaling.sequence(x)
         prediction = model.forecast(model.network.sequence(scaled.z), x, scaled)  # [T, B, K]
-        expected = torch.cat([torch.zeros_like(prediction[:1]), prediction])[:-1]  # [T, B, K]
-        if model.scoring is None:
-            return prediction, expected
-        miss, std = model.targets(x) - expected, model.targets(scaled.std)
-        return prediction, expected, *model.judged(model.scoring.sequence(miss, std))
+        return tuple(tensor.clone() for tensor in model.given(prediction, scaled))

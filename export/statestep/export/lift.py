@@ -20,15 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from statestep.export import cells
-from statestep.export.calibrate import Errors, scored
+from statestep.export.calibrate import Calibrated, Judging, calibrated
 from statestep.export.cells import Recurrent
 from statestep.export.compare import TOLERANCE, Array
+from statestep.export.detector import Forecasts
 from statestep.export.errors import ExportError, first_line
 from statestep.export.forecaster import Gives
+from statestep.export.forecasts import Errors, errors_of, past_of
 from statestep.export.forms import StreamModel
 from statestep.export.recur import Tensors
 from statestep.export.scaling import NoScaling, PooledScaling, Scaling
-from statestep.export.series import blocks_of, columns_of, ranges_of, series_of
+from statestep.export.series import blocks_of, columns_of, enough, mean_of, ranges_of, series_of
 from statestep.export.stepform import Stepped, prove, replaced
 from statestep.runtime import State
 
@@ -128,9 +130,10 @@ class Lifted(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class LiftedModel:
-    """A lifted module, ready to be written. Without data there are no errors, no ranges and no score."""
+    """A lifted module, ready to be written. Without data there are no errors, no ranges and no detector."""
 
     model: StreamModel
+    detector: Calibrated | None
     errors: Errors | None
     ranges: dict[str, tuple[float, float]]
 
@@ -146,13 +149,15 @@ def lift(
     output: str = "scaled",
     data: Mapping[str, Array] | None = None,
     validation: float = 0.2,
+    judging: Judging | None = None,
 ) -> LiftedModel:
     """Make a stream model of a trained `module` that forecasts the next row from a sequence.
 
     Its forward takes x [B, T, F] (`batch_first`, read from its recurrent layers where None) or [T, B, F], and gives a
     forecast for every row, or [B, K] for the last one. `targets` may be left out where K = F. With a `scaler` it reads
     standardised values; `output` says whether it forecasts such too ("scaled") or the sensor's own ("raw"). `data`
-    (stream → raw readings [T, F]) gives the score its spread and, by its last `validation` share, its threshold.
+    (stream → raw readings [T, F]) is what a detector is measured on, which judges as `judging` says; its threshold is
+    taken from the last `validation` share.
 
     A module that advances by one row itself, `forward(x [B, F], *states) → (y [B, K], *new_states)`, is taken as it is
     where its `states` are named, in the order of the arguments: `states=[State("h0", "hn", (64,))]` for h [B, 64],
@@ -173,12 +178,16 @@ def lift(
         network = Stepped(module, states, targets=columns, gives=GIVES[output])
         prove(module, network, len(features), len(columns))
     scaling: Scaling = NoScaling() if scaler is None else scaler
-    model = StreamModel(network, scaling, None, features=tuple(features))
+    model = StreamModel(network, scaling, features=tuple(features))
     if data is None:
-        return LiftedModel(model, None, {})
+        return LiftedModel(model, None, None, {})
     series, _ = series_of(data, features, validation)
-    complete, errors = scored(model, blocks_of(series))
-    return LiftedModel(complete, errors, ranges_of(series, features))
+    blocks = blocks_of(series)
+    enough(blocks, 1)
+    pasts = [past_of(model, block) for block in blocks]
+    known = Forecasts(features=tuple(features), targets=columns, mean=mean_of(series))
+    detector = calibrated(pasts, known, judging or Judging())
+    return LiftedModel(model, detector, errors_of(model, pasts, 1), ranges_of(series, features))
 
 
 def _prove(module: nn.Module, network: Lifted, features: int, targets: int) -> None:

@@ -1,4 +1,4 @@
-"""Streams of readings made ready for training: checked, cut in a training part and a validation tail, and padded."""
+"""Streams of readings made ready: checked, cut in a training part and a validation tail, and padded. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from statestep.export.compare import Array
 from statestep.export.errors import DataError, ExportError
 
 FEWEST_ROWS = 3  # of a stream: one to forecast in training, one in validation, and one before them
+CONSTANT = 1e-6  # a feature whose spread is below this share of its level does not move
 PADDING = 0.5  # a stream shorter than this share of its block's longest begins a new block
 BLOCK_STREAMS = 256
 
@@ -30,19 +29,21 @@ class Series:
 class Block:
     """Streams of like length, side by side: x [T, B, F]; behind a stream's last row its last row goes on."""
 
-    x: Tensor
-    rows: Tensor  # int64 [B]
-    cuts: Tensor  # int64 [B]
+    x: Array  # float32 [T, B, F]
+    rows: Array  # int64 [B]
+    cuts: Array  # int64 [B]
 
-    def training(self, warm: int) -> Tensor:
+    def training(self, warm: int) -> Array:
         """Which rows are in a training part and have a forecast to judge, made after `warm` rows: bool [T, B]."""
-        t = torch.arange(len(self.x))[:, None]
-        return (t >= max(warm, 1)) & (t < self.cuts)
+        t = np.arange(len(self.x))[:, None]
+        mask: Array = (t >= max(warm, 1)) & (t < self.cuts)
+        return mask
 
-    def validation(self, warm: int) -> Tensor:
+    def validation(self, warm: int) -> Array:
         """The same of the validation tails: bool [T, B]."""
-        t = torch.arange(len(self.x))[:, None]
-        return (t >= max(warm, 1)) & (t >= self.cuts) & (t < self.rows)
+        t = np.arange(len(self.x))[:, None]
+        mask: Array = (t >= max(warm, 1)) & (t >= self.cuts) & (t < self.rows)
+        return mask
 
 
 def columns_of(features: Sequence[str], targets: Sequence[str] | None) -> tuple[int, ...]:
@@ -108,11 +109,27 @@ def enough(blocks: Sequence[Block], warm: int) -> None:
             )
 
 
+def unit_of(x: Array) -> Array:
+    """The standard deviation of each feature over rows [rows, F]: float64 [F].
+
+    A feature that does not move gets its level for one (1 at level 0): nothing is known of its spread.
+    """
+    wide = x.astype(np.float64)
+    mean, std = wide.mean(axis=0), wide.std(axis=0)
+    level = np.where(mean == 0, 1.0, np.abs(mean))
+    return np.where(std <= CONSTANT * np.abs(mean), level, std)
+
+
+def mean_of(series: Sequence[Series]) -> Array:
+    """The mean of each feature over all training parts: float64 [F]."""
+    mean: Array = np.concatenate([one.x[: one.cut] for one in series]).astype(np.float64).mean(axis=0)
+    return mean
+
+
 def _block(group: Sequence[Series]) -> Block:
     longest = len(group[0].x)
     x = np.stack([np.pad(one.x, ((0, longest - len(one.x)), (0, 0)), mode="edge") for one in group], axis=1)
-    rows = torch.tensor([len(one.x) for one in group])
-    return Block(torch.from_numpy(x), rows, torch.tensor([one.cut for one in group]))
+    return Block(x, np.array([len(one.x) for one in group]), np.array([one.cut for one in group]))
 
 
 def ranges_of(series: Sequence[Series], features: Sequence[str]) -> dict[str, tuple[float, float]]:

@@ -16,21 +16,19 @@ import torch
 from statestep.export.compare import Array, Outputs
 from statestep.export.errors import ExportError, first_line
 from statestep.export.forecaster import Forecaster, ForecasterConfig
-from statestep.export.forms import Scoring, SequenceForm, StreamModel
+from statestep.export.forms import SequenceForm, StreamModel
 from statestep.export.scaling import NoScaling, PerStreamScaling, PooledScaling, Scaling
 
-FORMAT = 1
+FORMAT = 2  # 1 held a score too
 
 
 def save(model: StreamModel, path: str | Path) -> None:
     """Write the weights of a model whose network is a `Forecaster`."""
     assert isinstance(model.network, Forecaster)
-    scoring = model.scoring
     document = {
         "format": FORMAT,
         "network": asdict(model.network.config),
         "scaling": {"kind": model.scaling.kind, "memory": getattr(model.scaling, "memory", None)},
-        "scoring": None if scoring is None else {"warm": scoring.warm, "alpha": scoring.alpha},
         "features": list(model.features),
         "weights": model.state_dict(),
     }
@@ -53,7 +51,7 @@ def load(path: str | Path) -> StreamModel:
 
 
 def reference_of(model: StreamModel) -> Callable[[Array], Outputs]:
-    """The model as torch runs it, x [T, B, F] → outputs by name [T, B, …]: what `verify` compares with."""
+    """The model as torch runs it, x [T, B, F] → outputs by name [T, B, …]: what `verify` compares forecasts with."""
     form = SequenceForm(model).eval()
 
     def run(x: Array) -> Outputs:
@@ -68,12 +66,7 @@ def _build(document: dict[str, Any]) -> StreamModel:
     """The model with the shapes of the document's weights, its numbers yet to be loaded."""
     settings = document["network"]
     config = ForecasterConfig(**settings | {"targets": tuple(settings["targets"])})
-    scoring = None
-    if document["scoring"] is not None:
-        scoring = Scoring(torch.ones(len(config.targets)), 0.0, **document["scoring"])
-    return StreamModel(
-        Forecaster(config), _scaling(document["scaling"], config), scoring, features=tuple(document["features"])
-    )
+    return StreamModel(Forecaster(config), _scaling(document["scaling"], config), features=tuple(document["features"]))
 
 
 def _scaling(settings: dict[str, Any], config: ForecasterConfig) -> Scaling:

@@ -1,7 +1,7 @@
 """Streams and their recurrent state: a pure core that knows ONNX and numpy, and nothing of where messages come from."""
 
-from statestep.runtime.contract import Contract, ContractError, Feature, Output, State, stamp
-from statestep.runtime.engine import CLEAN, NO_TIME, Advanced, Engine, Model, Records
+from statestep.runtime.contract import NO_TIME, Contract, ContractError, Feature, Output, State, stamp
+from statestep.runtime.engine import CLEAN, Advanced, Engine, Model, Records
 from statestep.runtime.guard import ModelError
 from statestep.runtime.invariance import rows_agree
 from statestep.runtime.model import StepModel, session_options

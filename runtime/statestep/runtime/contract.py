@@ -20,7 +20,27 @@ CONTRACT_KEY = "statestep.contract"
 PRODUCER = "statestep"
 VERSION = 1
 MISSING_POLICIES = ("own-forecast", "reject")
-ROLES = ("prediction", "expected", "score", "threshold", "anomaly", "flags")
+NO_TIME = int(np.iinfo(np.int64).min)  # the event time of what has none
+# What an output may mean: with a column for each feature that it names, or with one number for each stream.
+BY_FEATURE = (
+    "prediction",  # the forecast for the stream's next timestep
+    "expected",  # the one that had been made for this timestep
+    "contribution",  # the share of each feature in the score
+    "reason",  # what speaks loudest against each feature: a place in `detector.evidence`
+    "related",  # each feature as the others of its row would have it
+    "drift",  # the share of late readings of each feature that are not as in training
+)
+BY_STREAM = (
+    "score",
+    "threshold",
+    "anomaly",  # whether the score is over it
+    "event",  # n at the n-th timestep of an anomaly, −n at the n-th that is its last, 0 outside
+    "since",  # the event time at which it began
+    "severity",  # its highest score so far, in units of the threshold
+    "status",  # a place in `detector.status`
+    "score_drift",  # the share of late scores that are not
+)
+ROLES = (*BY_FEATURE, *BY_STREAM, "flags")
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "bool")
 
 
@@ -94,9 +114,11 @@ class Contract:
     model_version: str = "1"
     input: str = "x"
     input_dtype: str = "float32"
+    time_input: str | None = None  # takes each observation's event time, int64 [B] ns since the epoch or NO_TIME
     missing: str = "reject"  # what a NaN in x means: "own-forecast" lets the graph stand in for it
     period_seconds: float | None = None  # the time between two timesteps
     horizon: int = 1  # how many timesteps ahead `prediction` looks
+    detector: Mapping[str, Any] | None = None  # how it judges and was calibrated, for people and pages
     memory: Mapping[str, Any] | None = None  # how soon it forgets, as statestep.export.horizon measured it
     parity: Mapping[str, Any] | None = None  # {"steps", "max_abs_difference", "against"?}: the proof; against torch
     producer: str | None = None
@@ -115,6 +137,11 @@ class Contract:
         return tuple(feature.name for feature in self.features)
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """The inputs that are no states."""
+        return (self.input,) if self.time_input is None else (self.input, self.time_input)
+
+    @property
     def warm_after(self) -> int | None:
         """From which timestep of a stream on its outputs no longer depend on how it began; None where nobody knows."""
         return None if self.memory is None else self.memory.get("warm")
@@ -126,8 +153,9 @@ class Contract:
     def to_json(self) -> str:
         """The document that is written into the model; absent values are left out."""
         document = _without_none(asdict(self))
-        if self.memory is not None:
-            document["memory"] = self.memory  # where null says that none was found
+        for name in ("memory", "detector"):
+            if (told := getattr(self, name)) is not None:
+                document[name] = told  # where null says that none was found
         return json.dumps(document, separators=(",", ":"), allow_nan=False)
 
     @classmethod
@@ -172,6 +200,10 @@ def _validate(contract: Contract) -> None:
         raise ContractError("a contract names at least one state pair (h0 → hn); without one nothing is remembered")
     for field in ("name", "model_version", "input"):
         _name(field, getattr(contract, field))
+    if contract.time_input is not None:
+        _name("time_input", contract.time_input)
+    if contract.detector is not None and not isinstance(contract.detector, Mapping):
+        raise ContractError(f"detector is {contract.detector!r}, it must be an object")
     for field in ("producer", "license", "trained_on", "author", "description"):
         _text(field, getattr(contract, field))
     _one_of("input_dtype", contract.input_dtype, DTYPES)
@@ -200,7 +232,7 @@ def _validate(contract: Contract) -> None:
         if unknown := set(output.features or ()) - set(contract.feature_names):
             raise ContractError(f"output {output.name!r} names {sorted(unknown)}, which are no features of the input")
     _unique("feature", [feature.name for feature in contract.features])
-    _unique("input", [contract.input, *(state.input for state in contract.states)])
+    _unique("input", [*contract.inputs, *(state.input for state in contract.states)])
     _unique("output", [o.name for o in contract.outputs] + [state.output for state in contract.states])
     _unique("role", [output.role for output in contract.outputs if output.role])
 

@@ -20,15 +20,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from statestep.runtime.contract import Contract
+from statestep.runtime.contract import NO_TIME, Contract
 from statestep.runtime.state import Array, Column, Slots, StateTable
 
 Rows = Slots | slice  # which rows of a call; the slice stands for neighbours, which need not be copied
 
 # A larger batch is stepped in portions. Beyond it a run's states and gates leave the cache, and a row costs more.
 ROWS_PER_RUN = 1024
-
-NO_TIME = np.iinfo(np.int64).min  # the `time` of a stream that has seen none
 
 # The engine's own columns, after the model's states in every record. A state may be called the same in its graph.
 STEP, TIME, OFFSET, DIRTY = "step", "time", "offset", "dirty"
@@ -46,8 +44,10 @@ class Model(Protocol):
     def initial_states(self) -> list[Array]:
         """A new stream's states, one [*shape] for each."""
 
-    def step(self, x: Array, states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
-        """x [B, F] and states [B, *shape] → outputs [B, …] and next states [B, *shape]."""
+    def step(
+        self, x: Array, states: Sequence[Array], times: Array | None = None
+    ) -> tuple[dict[str, Array], list[Array]]:
+        """x [B, F], states [B, *shape] and event times [B] → outputs [B, …] and next states [B, *shape]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +284,7 @@ class Engine:
         out: _Results | None,
     ) -> _Results:
         """One run of the model over distinct streams: results go into `out` at `rows`, new states into the table."""
-        outputs, states = self.model.step(x[rows], held[: self._width])
+        outputs, states = self.model.step(x[rows], held[: self._width], None if times is None else times[rows])
         step, time, _, dirty = held[self._width :]
         good = _finite([*outputs.values(), *states], len(slots))  # [n]
         greatest = time if times is None else np.maximum(time, times[rows])  # [n]

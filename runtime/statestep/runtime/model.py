@@ -15,7 +15,16 @@ import numpy as np
 import onnxruntime as ort
 
 from statestep.runtime.adapt import one_by_one, with_constants
-from statestep.runtime.contract import CONTRACT_KEY, PRODUCER, Contract, ContractError, Output
+from statestep.runtime.contract import (
+    BY_FEATURE,
+    BY_STREAM,
+    CONTRACT_KEY,
+    NO_TIME,
+    PRODUCER,
+    Contract,
+    ContractError,
+    Output,
+)
 from statestep.runtime.guard import ModelError, first_line, parse, read
 from statestep.runtime.invariance import rows_agree
 from statestep.runtime.pairs import Named, Tensor, detect
@@ -104,14 +113,19 @@ class StepModel:
         """What a stream that has seen nothing remembers: one array of `state.shape` for each state."""
         return [state.initial_value() for state in self.contract.states]
 
-    def step(self, x: Array, states: Sequence[Array]) -> tuple[dict[str, Array], list[Array]]:
+    def step(
+        self, x: Array, states: Sequence[Array], times: Array | None = None
+    ) -> tuple[dict[str, Array], list[Array]]:
         """Advance B streams by one timestep.
 
         `x` is [B, F] in the contract's input dtype; `states` has one array [B, *shape] for each state, in the
-        contract's order. Returns the outputs by name, each [B, …], and the next states, shaped like `states`.
+        contract's order; `times` int64 [B] the event times in ns since the epoch, for a model that takes them, or None
+        where there are none. Returns the outputs by name, each [B, …], and the next states, shaped like `states`.
         Nothing is kept and nothing that was given is written to.
         """
         feeds = {self.contract.input: np.ascontiguousarray(x)}  # [B, F]
+        if self.contract.time_input is not None:
+            feeds[self.contract.time_input] = np.full(len(x), NO_TIME) if times is None else np.ascontiguousarray(times)
         for state, value in zip(self.contract.states, states, strict=True):
             feeds[state.input] = np.ascontiguousarray(_moved(value, 0, state.batch_axis))
         results = self._session.run(self._fetched, feeds)
@@ -186,7 +200,7 @@ def _agree(contract: Contract, inputs: Sequence[Tensor], outputs: Sequence[Tenso
     """Raise `ContractError` unless every tensor that the contract names is in the graph, and goes in as it says."""
     entering = {tensor.name: tensor for tensor in inputs}
     leaving = {tensor.name for tensor in outputs}
-    wanted = {contract.input, *(state.input for state in contract.states)}
+    wanted = {*contract.inputs, *(state.input for state in contract.states)}
     if wanted != set(entering):
         raise ContractError(f"its contract names the inputs {sorted(wanted)}, its graph has {sorted(entering)}")
     named = {o.name for o in contract.outputs} | {s.output for s in contract.states}
@@ -200,6 +214,8 @@ def _agree(contract: Contract, inputs: Sequence[Tensor], outputs: Sequence[Tenso
             f"its input {x.name!r} is {x.dtype} {list(x.shape)}"
         )
     _expect_free(x, 0)
+    if contract.time_input is not None:
+        _agree_state((), 0, "int64", entering[contract.time_input])
     for state in contract.states:
         _agree_state(state.shape, state.batch_axis, state.dtype, entering[state.input])
 
@@ -223,9 +239,9 @@ def _agree_state(shape: tuple[int, ...], axis: int, dtype: str, tensor: Tensor) 
 
 def _output_shape(contract: Contract, output: Output, rows: int, given: Any) -> tuple[int, ...]:
     """The shape that an output's role asks for; one without such a role only has a row for each stream."""
-    if output.role in ("prediction", "expected"):
+    if output.role in BY_FEATURE:
         return rows, len(output.features or contract.feature_names)
-    if output.role in ("score", "threshold", "anomaly"):
+    if output.role in BY_STREAM:
         return (rows,)
     return (rows, *np.shape(given)[1:])
 
