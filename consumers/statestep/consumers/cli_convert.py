@@ -11,17 +11,22 @@ from statestep.consumers import first_load, show, tables
 from statestep.consumers.config import ConfigError
 from statestep.consumers.options import (
     Author,
+    Combine,
     Debug,
     Description,
+    FalseAlarms,
     Key,
     License,
     Period,
+    Rule,
+    Smoothing,
     States,
     Units,
     Values,
     constants_of,
     described,
     ends_in_onnx,
+    judging_of,
     names,
     states_of,
 )
@@ -55,11 +60,20 @@ def convert(
         Literal["fp32", "fp16"], typer.Option(help="fp16 stores weights in half the bytes, and computes in fp32.")
     ] = "fp32",
     data: Annotated[
-        str | None, typer.Option(help="Readings that it was trained on: prove it by them, and note their ranges.")
+        str | None,
+        typer.Option(
+            help="Readings that it was trained on: prove it by them, note their ranges and, where it forecasts, "
+            "measure an anomaly detector on them."
+        ),
     ] = None,
     key: Key = None,
     time: Annotated[str | None, typer.Option(help="The column that holds the time; tells the period.")] = None,
     period: Period = None,
+    detector: Annotated[bool, typer.Option(help="Put an anomaly detector behind a forecast.")] = True,
+    false_alarms: FalseAlarms = None,
+    smoothing: Smoothing = 0.1,
+    combine: Combine = "mean",
+    rule: Rule = "plain",
     seed: Annotated[int, typer.Option(help="Seed of the random sequences.")] = 0,
     name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
     model_version: Annotated[str, typer.Option(help="The model's version.")] = "1",
@@ -95,6 +109,7 @@ def convert(
         period_seconds=period or told_period,
         scaler=read_scaler(scaler, columns) if scaler else None,
         forecasts=output,
+        judging=judging_of(false_alarms, period or told_period, smoothing, combine, rule) if detector else None,
         **described(columns, unit, author, license, description),
     )
     with err.status("converting and proving"):

@@ -15,19 +15,24 @@ from statestep.consumers.options import (
     Author,
     Cell,
     Columns,
+    Combine,
     Debug,
     Description,
+    FalseAlarms,
     Key,
     License,
     ModelSha256,
     ModuleStates,
     Period,
+    Rule,
+    Smoothing,
     States,
     Units,
     Values,
     by_hand,
     described,
     ends_in_onnx,
+    judging_of,
     module_states_of,
     names,
 )
@@ -59,6 +64,10 @@ def fit(
     validation: Annotated[
         float, typer.Option(min=0.01, max=0.9, help="Share of each stream's rows kept for validation.")
     ] = 0.2,
+    false_alarms: FalseAlarms = None,
+    smoothing: Smoothing = 0.1,
+    combine: Combine = "mean",
+    rule: Rule = "plain",
     seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
     name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
     model_version: Annotated[str, typer.Option(help="The model's version.")] = "1",
@@ -80,6 +89,7 @@ def fit(
     columns = names(features)
     about = described(columns, unit, author, license, description)
     streams, told_period = tables.load_streams(data, columns, key=key, time=time)
+    judging = judging_of(false_alarms, period or told_period, smoothing, combine, rule)
     with training(epochs) as on_epoch:
         fitted = train(
             streams,
@@ -96,12 +106,14 @@ def fit(
             patience=patience,
             validation=validation,
             seed=seed,
+            judging=judging,
             on_epoch=on_epoch,
         )
     with err.status("writing and proving"):
         exported = export_step(
             fitted.model,
             out_path,
+            fitted.detector,
             name=name,
             model_version=model_version,
             ranges=fitted.ranges,
@@ -133,9 +145,13 @@ def export(
     ] = "scaled",
     batch_first: Annotated[bool | None, typer.Option(help="Input as [B, T, F]; told from its layers.")] = None,
     state: ModuleStates = None,
-    data: Annotated[str | None, typer.Option(help="Readings that calibrate the anomaly score.")] = None,
+    data: Annotated[str | None, typer.Option(help="Readings on which an anomaly detector is measured.")] = None,
     key: Key = None,
     time: Annotated[str | None, typer.Option(help="The column that holds the time; tells the period.")] = None,
+    false_alarms: FalseAlarms = None,
+    smoothing: Smoothing = 0.1,
+    combine: Combine = "mean",
+    rule: Rule = "plain",
     name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
     model_version: Annotated[str, typer.Option(help="The model's version.")] = "1",
     unit: Units = None,
@@ -155,6 +171,7 @@ def export(
     states = module_states_of(state)
     about = described(columns, unit, author, license, description)
     streams, told_period = tables.load_streams(data, columns, key=key, time=time) if data else (None, None)
+    judging = judging_of(false_alarms, period or told_period, smoothing, combine, rule)
     module = load_module(factory)
     load_weights(module, weights)
     with err.status("writing and proving"):
@@ -167,10 +184,12 @@ def export(
             scaler=read_scaler(scaler, columns) if scaler else None,
             output=output,
             data=streams,
+            judging=judging,
         )
         exported = export_step(
             lifted.model,
             out_path,
+            lifted.detector,
             name=name,
             model_version=model_version,
             ranges=lifted.ranges,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from statestep.consumers.config import ConfigError, features_of, output_of
 from statestep.runtime import State
+
+if TYPE_CHECKING:
+    from statestep.export.calibrate import Judging
 
 Model = Annotated[Path, typer.Option(help="The step model, an .onnx file.")]
 ModelSha256 = Annotated[str | None, typer.Option(help="The SHA-256 of the model file; any other file is refused.")]
@@ -46,6 +49,24 @@ Columns = Annotated[
 Units = Annotated[list[str] | None, typer.Option("--unit", help="A feature's unit, name=unit; repeatable.")]
 Period = Annotated[
     float | None, typer.Option(min=1e-9, help="Seconds between two timesteps; else told by the column of --time.")
+]
+FalseAlarms = Annotated[
+    str | None,
+    typer.Option(
+        help="How many false alarms of a stream are acceptable: 1/week, 2/month, 1/5000 rows, or a quantile of the "
+        "scores such as 0.999. By default 1/week, or 0.999 where the period is not known."
+    ),
+]
+Smoothing = Annotated[
+    float, typer.Option(min=1e-6, max=1, help="Weight of the newest evidence: 0.1 remembers about ten timesteps.")
+]
+Combine = Annotated[
+    Literal["mean", "top", "max"],
+    typer.Option(help="What of the features makes the score: all, the most unusual quarter, or the most unusual one."),
+]
+Rule = Annotated[
+    Literal["plain", "likelihood", "conformal"],
+    typer.Option(help="Whether a score is judged as it is, or against the stream's own late scores."),
 ]
 Author = Annotated[str | None, typer.Option(help="Who made the model.")]
 License = Annotated[str | None, typer.Option(help="Its licence, as an SPDX name: Apache-2.0.")]
@@ -131,6 +152,24 @@ def described(
     if strangers := [name for name in units if name not in features]:
         raise ConfigError(f"--unit is of {strangers[0]!r}: it must be of one of the features {', '.join(features)}")
     return {"units": units, "author": author, "license": license, "description": description}
+
+
+def judging_of(false_alarms: str | None, period: float | None, smoothing: float, combine: str, rule: str) -> Judging:
+    """How a detector is to judge; what cannot be is told before training.
+
+    >>> judging_of("1/day", 300.0, 0.1, "mean", "plain").budget.every
+    288
+    """
+    from statestep.export.budget import DEFAULT, QUANTILE, budget_of
+    from statestep.export.calibrate import Judging
+    from statestep.export.errors import ExportError
+
+    otherwise = str(QUANTILE) if period is None else DEFAULT
+    try:
+        budget = budget_of(false_alarms or otherwise, period)
+    except ExportError as error:
+        raise ConfigError(f"--false-alarms: {error}") from None
+    return Judging(alpha=smoothing, combine=combine, rule=rule, budget=budget)
 
 
 def by_hand(state: Sequence[str] | None, constant: Sequence[str] | None, features: str | None) -> dict[str, Any]:

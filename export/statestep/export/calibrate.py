@@ -61,6 +61,7 @@ class Calibrated:
     detector: Detector
     tail: Tail
     rows: int  # that the threshold was taken from
+    budget: Budget
 
     def told(self) -> dict[str, Any]:
         """The document for a contract's `detector`."""
@@ -74,6 +75,7 @@ class Calibrated:
             "scale": "per-stream" if d.per_stream else "pooled",
             "threshold": float(f"{d.threshold:.6g}"),
             "every": d.every,
+            "quantile": None if d.every else self.budget.quantile,
             "calm": d.calm,
             "warm": d.warm,
             "rows": self.rows,
@@ -87,20 +89,29 @@ def calibrated(pasts: Sequence[Past], known: Forecasts, how: Judging, *, warm: i
     Usual sizes of errors and the threshold come from the validation tails, the rest from the training parts, for a
     model's errors are smaller where it was trained. Raises `ExportError` for settings that cannot be.
     """
+    return with_threshold(measured(pasts, known, how, warm=warm), pasts, how)
+
+
+def measured(pasts: Sequence[Past], known: Forecasts, how: Judging, *, warm: int = 1) -> Detector:
+    """A detector that has its units and ranges, and no threshold yet."""
     if not 0 < how.alpha <= 1:
         raise ExportError(f"alpha is {how.alpha}, it must be above 0 and at most 1")
     per_stream = pasts[0].z is not None
     trained = [past.block.training(warm) for past in pasts]  # bool [T, B] each
     held_out = [past.block.validation(warm) for past in pasts]
-    seen = np.concatenate([past.block.x[mask] for past, mask in zip(pasts, trained, strict=True)])  # [rows, F]
+    read = [np.where(past.block.missing, np.nan, past.block.x) for past in pasts]  # [T, B, F] each
+    seen = np.concatenate([x[mask] for x, mask in zip(read, trained, strict=True)])  # [rows, F]
     std = unit_of(seen)  # [F]
-    z = [(past.block.x - known.mean) / std if past.z is None else past.z for past in pasts]  # [T, B, F] each
+    z = [
+        (x - known.mean) / std if past.z is None else np.where(past.block.missing, np.nan, past.z)
+        for x, past in zip(read, pasts, strict=True)
+    ]  # [T, B, F] each
     training = np.concatenate([each[mask] for each, mask in zip(z, trained, strict=True)]).astype(np.float64)
     tails = np.concatenate([each[mask] for each, mask in zip(z, held_out, strict=True)]).astype(np.float64)
     misses = [_misses(past, known.targets, std)[mask] for past, mask in zip(pasts, held_out, strict=True)]
     others, others_spread = _others(training, tails) if how.others and known.width > 1 else (None, None)
-    every = np.concatenate([training, tails])
-    base = Detector(
+    every = np.concatenate([training, tails])  # [rows, F]
+    return Detector(
         features=known.features,
         targets=known.targets,
         mean=known.mean,
@@ -109,10 +120,10 @@ def calibrated(pasts: Sequence[Past], known: Forecasts, how: Judging, *, warm: i
         per_stream=per_stream,
         others=others,
         others_spread=others_spread,
-        low=every.min(axis=0),
-        high=every.max(axis=0),
-        usual_low=np.quantile(training, USUAL[0], axis=0),
-        usual_high=np.quantile(training, USUAL[1], axis=0),
+        low=np.nanmin(every, axis=0),
+        high=np.nanmax(every, axis=0),
+        usual_low=np.nanquantile(training, USUAL[0], axis=0),
+        usual_high=np.nanquantile(training, USUAL[1], axis=0),
         still=_still(pasts),
         alpha=how.alpha,
         combine=how.combine,
@@ -121,6 +132,10 @@ def calibrated(pasts: Sequence[Past], known: Forecasts, how: Judging, *, warm: i
         warm=warm,
         threshold=math.inf,
     )
+
+
+def with_threshold(base: Detector, pasts: Sequence[Past], how: Judging) -> Calibrated:
+    """The detector with the threshold that keeps the budget on the validation tails of `pasts`."""
     scores = tail_scores(base, pasts)
     past = _spread_out(np.concatenate(scores), how.window)
     ready = replace(base, rule=how.rule, past=past, usual_score=float(np.quantile(np.concatenate(scores), USUAL_SCORE)))
@@ -129,10 +144,10 @@ def calibrated(pasts: Sequence[Past], known: Forecasts, how: Judging, *, warm: i
     tail = threshold_for(scores, how.budget, ready.calm)
     least = LEAST_THRESHOLD if how.rule == "plain" else 1.0
     done = replace(ready, threshold=max(tail.threshold, least), every=how.budget.every)
-    return Calibrated(done, tail, sum(map(len, scores)))
+    return Calibrated(done, tail, sum(map(len, scores)), how.budget)
 
 
-def judged(d: Forecasts, past: Past) -> Outputs:
+def outputs_of(d: Forecasts, past: Past) -> Outputs:
     """What a detector makes of streams: its outputs by role, [T, B, …]."""
     feeds = {"x": past.block.x, "prediction": past.prediction}
     if past.z is not None and past.std is not None:
@@ -145,24 +160,25 @@ def tail_scores(d: Detector, pasts: Sequence[Past]) -> list[Array]:
     """The scores over the validation tail of each stream that has one: float64 [rows] each."""
     found = []
     for past in pasts:
-        scores = judged(d, past)["score"].astype(np.float64)  # [T, B]
+        scores = outputs_of(d, past)["score"].astype(np.float64)  # [T, B]
         mask = past.block.validation(d.warm)
         found += [scores[mask[:, stream], stream] for stream in range(scores.shape[1]) if mask[:, stream].any()]
     return found
 
 
 def _misses(past: Past, targets: Sequence[int], std: Array) -> Array:
-    """x − expected in standard units: [T, B, K]; the first row, for which there was no forecast, is 0."""
-    x = past.block.x[..., list(targets)]
+    """x − expected in standard units: [T, B, K], NaN where x is missing; the first row had no forecast and is 0."""
+    x = np.where(past.block.missing, np.nan, past.block.x)[..., list(targets)]
     miss = np.zeros(x.shape)
     miss[1:] = x[1:].astype(np.float64) - past.prediction[:-1]
     return miss / (std[list(targets)] if past.std is None else past.std[..., list(targets)])
 
 
 def _usual(errors: Array) -> Array:
-    """The root mean square of errors [rows, N] in standard units, floored: [N]."""
-    usual: Array = np.maximum(np.sqrt(np.square(errors.astype(np.float64)).mean(axis=0)), SPREAD_FLOOR)
-    return usual
+    """The root mean square of errors [rows, N] in standard units, floored, without those that are NaN: [N]."""
+    count = np.maximum((~np.isnan(errors)).sum(axis=0), 1)  # [N]
+    usual: Array = np.sqrt(np.nansum(np.square(errors.astype(np.float64)), axis=0) / count)
+    return np.maximum(usual, SPREAD_FLOOR)
 
 
 def _others(training: Array, tails: Array) -> tuple[Array, Array]:
@@ -171,12 +187,12 @@ def _others(training: Array, tails: Array) -> tuple[Array, Array]:
     All of them come from one inverse: with P the inverse of the features' second moments, the weight of k in j is
     −P[k, j] / P[j, j].
     """
-    near = np.clip(training, -REACH, REACH)
+    near = np.clip(np.nan_to_num(training), -REACH, REACH)  # what is missing is as usual
     moments = near.T @ near / len(near)  # [F, F]
     precision = np.linalg.inv(moments + RIDGE * np.eye(len(moments)))
     weights = -precision / np.diag(precision)  # [F, F]
     np.fill_diagonal(weights, 0.0)
-    return weights, _usual(tails - np.clip(tails, -REACH, REACH) @ weights)
+    return weights, _usual(tails - np.clip(np.nan_to_num(tails), -REACH, REACH) @ weights)
 
 
 def _still(pasts: Sequence[Past]) -> Array:
@@ -184,10 +200,11 @@ def _still(pasts: Sequence[Past]) -> Array:
     width = pasts[0].block.x.shape[-1]
     limit = np.zeros(width)
     for past in pasts:
-        x, rows = past.block.x, past.block.rows
+        x, rows, missing = past.block.x, past.block.rows, past.block.missing
         run = np.zeros(x.shape[1:])  # [B, F]
         for t in range(1, len(x)):
-            run = np.where((x[t] == x[t - 1]) & (t < rows)[:, None], run + 1, 0)
+            same = (x[t] == x[t - 1]) & (t < rows)[:, None]
+            run = np.where(missing[t], run, np.where(same, run + 1, 0))
             limit = np.maximum(limit, run.max(axis=0))
             limit = np.where((run > NEVER_MOVES * rows[:, None]).any(axis=0) & (run > 1).any(axis=0), np.inf, limit)
     return np.maximum(STILL * limit, LEAST_STILL)

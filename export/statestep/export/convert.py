@@ -18,6 +18,7 @@ import onnx
 from onnx import ModelProto
 
 from statestep.export.against import rounding, sequence_path
+from statestep.export.attach import attached
 from statestep.export.branches import without_branches
 from statestep.export.carry import carried
 from statestep.export.compare import Array
@@ -175,7 +176,10 @@ def _stamped(
     change = None
     if weights == "fp16":
         model, change = _in_half(model, contract)
-    contract, report = _written(behind(model, contract, described), contract, draft, data, sequence=False)
+    graph = behind(model, contract, described)
+    if described.judging is not None and data:
+        graph, _, contract = attached(graph, None, contract, data, described.judging)
+    contract, report = _written(graph, contract, draft, data, sequence=False)
     return Converted(draft, None, contract, report, weights_cost=change)
 
 
@@ -219,15 +223,18 @@ def _converted(
     proof = prove(original, work, step, tags, given=_given(data, axes.width, described.scaler), seed=seed)
     if sentence := company(graph, step):
         raise ExportError(sentence)
-    whole = offline_of(ready, axes, tags)
-    onnx.save(behind(whole, contract, described), sequence_path(draft))
     if weights == "fp16":
         graph = halved(graph)
     apart = float(f"{proof.absolute:.2g}")
     contract = replace(
         contract, parity={"steps": proof.timesteps, "max_abs_difference": apart, "against": "the original graph"}
     )
-    contract, report = _written(behind(graph, contract, described), contract, draft, data, sequence=True)
+    whole, graph = behind(offline_of(ready, axes, tags), contract, described), behind(graph, contract, described)
+    if described.judging is not None and data:
+        graph, judged, contract = attached(graph, whole, contract, data, described.judging)
+        whole = judged or whole
+    onnx.save(whole, sequence_path(draft))
+    contract, report = _written(graph, contract, draft, data, sequence=True)
     return Converted(draft, sequence_path(draft), contract, report, proof, change)
 
 

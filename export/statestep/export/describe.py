@@ -9,6 +9,7 @@ from importlib.metadata import version
 import numpy as np
 from onnx import ModelProto
 
+from statestep.export.calibrate import Judging
 from statestep.export.compare import Array
 from statestep.export.errors import ExportError
 from statestep.export.scaler import Scaler, behind_scaler
@@ -25,6 +26,8 @@ class Described:
 
     With a `scaler` it reads standardised values; `forecasts` says whether its forecast is such too ("scaled") or in the
     sensors' own units ("raw").
+
+    With `judging`, a forecast and data there is a detector behind it.
     """
 
     name: str | None = None
@@ -39,6 +42,7 @@ class Described:
     description: str | None = None
     scaler: Scaler | None = None
     forecasts: str = "scaled"
+    judging: Judging | None = None  # how a detector is to judge its forecasts; None: there is to be none
 
 
 def _features(

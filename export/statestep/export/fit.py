@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +37,7 @@ from statestep.export.series import (
     mean_of,
     ranges_of,
     series_of,
+    training_rows,
     unit_of,
 )
 from statestep.export.weights import reference_of
@@ -93,7 +93,7 @@ class Fitted:
 
 
 class _Lanes(NamedTuple):
-    """Stretches of streams side by side: z [T, N, F], the wanted corrections [T, N, K], which of them count [T, N]."""
+    """Stretches of streams side by side: z [T, N, F], the wanted corrections and which of them count [T, N, K]."""
 
     z: Tensor
     wanted: Tensor
@@ -159,10 +159,9 @@ def fit(
     config = ForecasterConfig(len(features), columns, cell, hidden, layers, dropout, projection)
     series, left_out = series_of(streams, features, validation)
     blocks = blocks_of(series)
-    seen = np.concatenate([one.x[: one.cut] for one in series])  # [rows, F]
     scaling: Scaling = PerStreamScaling(len(features))
     if scale == "pooled":
-        scaling = PooledScaling(torch.from_numpy(mean_of(series)), torch.from_numpy(unit_of(seen)))
+        scaling = PooledScaling(torch.from_numpy(mean_of(series)), torch.from_numpy(unit_of(training_rows(series))))
     network = Forecaster(config, seed=seed)
     model = StreamModel(network, scaling, features=tuple(features))
     warm = WARM if model.per_stream else 1
@@ -218,7 +217,9 @@ def _lanes(model: StreamModel, blocks: Sequence[Block], warm: int) -> tuple[_Lan
             scaled = model.scaling.sequence(x)
         std = model.targets(scaled.std).expand(*x.shape[:2], -1)  # [T, B, K]
         wanted = model.targets(x[1:] - x[:-1]) / std[:-1]  # [T−1, B, K]
-        counts, later = (torch.from_numpy(mask[1:]) for mask in (block.training(warm), block.validation(warm)))
+        read = ~block.missing[1:][..., list(model.network.targets)]  # [T−1, B, K]
+        masks = (block.training(warm), block.validation(warm))  # [T, B]
+        counts, later = (torch.from_numpy(read & mask[1:, :, None]) for mask in masks)
         whole = _Lanes(scaled.z[:-1], wanted.clamp(-LARGEST_CHANGE, LARGEST_CHANGE), counts)
         validated = whole._replace(counts=later)
         for stream, (rows, cut) in enumerate(zip(block.rows.tolist(), block.cuts.tolist(), strict=True)):
@@ -248,9 +249,10 @@ def _back_to_last_value(network: Forecaster) -> None:
 
 def _start_at_last_value(network: Forecaster, training: _Lanes) -> None:
     """Set the gain to the usual size of a change, and the head to zero."""
-    changes = training.wanted[training.counts].double()  # [rows, K]
-    if len(changes):
-        network.gain.copy_(changes.square().mean(0).sqrt().clamp(min=SMALLEST_GAIN))
+    squares = torch.where(training.counts, training.wanted.double().square(), 0.0).sum((0, 1))  # [K]
+    usual = (squares / training.counts.sum((0, 1)).clamp(min=1)).sqrt()
+    if training.counts.any():
+        network.gain.copy_(usual.clamp(min=SMALLEST_GAIN))
     _back_to_last_value(network)
 
 
@@ -293,13 +295,13 @@ def _update(network: Forecaster, lanes: _Lanes, optimiser: torch.optim.Optimizer
                 continue
             given, after = network(z, states)  # [S, n, K]
             states = tuple(state.detach() for state in after)
-            miss = (given - wanted)[counts]  # [rows, K]
-            loss = (miss / network.gain).square().mean()  # every target weighs the same
+            miss = given - wanted  # [S, n, K]
+            loss = (miss / network.gain)[counts].square().mean()  # every target weighs the same
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), CLIP)
             optimiser.step()
-            squares, count = squares + float(miss.detach().square().sum()), count + miss.numel()
+            squares, count = squares + float(miss.detach()[counts].square().sum()), count + int(counts.sum())
     return math.sqrt(squares / max(count, 1))
 
 
@@ -309,6 +311,6 @@ def _rmse(network: Forecaster, tails: Sequence[_Lanes]) -> float:
     squares, count = 0.0, 0
     with torch.no_grad():
         for z, wanted, counts in tails:
-            miss = (network(z)[0] - wanted)[counts]  # [rows, K]
+            miss = (network(z)[0] - wanted)[counts]
             squares, count = squares + float(miss.square().sum()), count + miss.numel()
     return math.sqrt(squares / max(count, 1))

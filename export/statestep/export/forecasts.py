@@ -42,6 +42,7 @@ def errors_of(model: StreamModel, pasts: Sequence[Past], warm: int) -> Errors:
     ours, theirs, units = [], [], []
     for past in pasts:
         judged, x = past.block.validation(warm), past.block.x[..., targets].astype(np.float64)  # [T, B], [T, B, K]
+        x[past.block.missing[..., targets]] = np.nan
         change, miss = np.zeros_like(x), np.zeros_like(x)
         change[1:] = x[1:] - x[:-1]
         miss[1:] = x[1:] - past.prediction[:-1]
@@ -63,4 +64,5 @@ def _unit(model: StreamModel, past: Past, targets: list[int]) -> Array:
 
 
 def _rms(values: Array) -> float:
-    return float(np.sqrt(np.square(values).mean()))
+    count = max(int((~np.isnan(values)).sum()), 1)
+    return float(np.sqrt(np.nansum(np.square(values)) / count))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,7 +21,8 @@ class Series:
     """One stream: the first `cut` rows are for training, the others for validation."""
 
     name: str
-    x: Array  # float32 [T, F], finite
+    x: Array  # float32 [T, F], finite: where a reading is missing, the last one goes on
+    missing: Array  # bool [T, F]
     cut: int
 
 
@@ -30,6 +31,7 @@ class Block:
     """Streams of like length, side by side: x [T, B, F]; behind a stream's last row its last row goes on."""
 
     x: Array  # float32 [T, B, F]
+    missing: Array  # bool [T, B, F]
     rows: Array  # int64 [B]
     cuts: Array  # int64 [B]
 
@@ -60,9 +62,10 @@ def columns_of(features: Sequence[str], targets: Sequence[str] | None) -> tuple[
 def series_of(streams: Mapping[str, Array], features: Sequence[str], validation: float) -> tuple[list[Series], int]:
     """Check `streams` (name → [T, F] readings) and cut them; also the number of rows that were left out.
 
-    Rows that hold a NaN or an infinity are left out: the service sends such messages to the dead letters, so a
-    stream goes on without them there too. A stream of fewer than three rows has nothing to train and validate on,
-    and is left out as well. Raises `DataError` where a shape is wrong or nothing is left.
+    NaN is a missing reading. Rows that hold an infinity are left out: the service sends such messages to the dead
+    letters, so a stream goes on without them there too. A stream of fewer than three rows has nothing to train and
+    validate on, and is left out as well. Raises `DataError` where a shape is wrong, nothing is left, or a feature has
+    no reading at all.
     """
     if not 0 < validation < 1:
         raise DataError(f"validation is {validation}, it must be a share of the rows above 0 and below 1")
@@ -75,17 +78,34 @@ def series_of(streams: Mapping[str, Array], features: Sequence[str], validation:
             )
         with np.errstate(over="ignore"):  # a reading beyond float32 becomes infinite, and is left out
             x = np.ascontiguousarray(readings, np.float32)
-        x = x[np.isfinite(x).all(axis=1)]
-        if len(x) < FEWEST_ROWS:
+        x = x[~np.isinf(x).any(axis=1)]
+        if len(x) < FEWEST_ROWS or np.isnan(x).all():
             left_out += len(readings)
             continue
         left_out += len(readings) - len(x)
-        series.append(Series(name, x, min(max(round(len(x) * (1 - validation)), 2), len(x) - 1)))
+        series.append(Series(name, x, np.isnan(x), min(max(round(len(x) * (1 - validation)), 2), len(x) - 1)))
     if not series:
         raise DataError(
             f"there is nothing to fit on: none of the {len(streams)} streams has {FEWEST_ROWS} rows of finite readings"
         )
-    return series, left_out
+    absent = np.all([one.missing.all(axis=0) for one in series], axis=0)  # [F]
+    if absent.any():
+        raise DataError(f"feature {features[int(absent.argmax())]!r} has no reading in any stream: leave it out")
+    return _filled(series), left_out
+
+
+def _filled(series: Sequence[Series]) -> list[Series]:
+    """The last reading in place of a missing one; before the first, the mean of all streams."""
+    if not any(one.missing.any() for one in series):
+        return list(series)
+    mean = np.nanmean(np.concatenate([one.x for one in series]).astype(np.float64), axis=0)  # [F]
+    found = []
+    for one in series:
+        last = np.where(one.missing, -1, np.arange(len(one.x))[:, None])  # [T, F] where it was read last
+        last = np.maximum.accumulate(last, axis=0)
+        x = np.where(last < 0, mean, np.take_along_axis(one.x, np.maximum(last, 0), axis=0)).astype(np.float32)
+        found.append(replace(one, x=x))
+    return found
 
 
 def blocks_of(series: Sequence[Series]) -> list[Block]:
@@ -95,7 +115,7 @@ def blocks_of(series: Sequence[Series]) -> list[Block]:
         if not groups or len(one.x) < PADDING * len(groups[-1][0].x) or len(groups[-1]) == BLOCK_STREAMS:
             groups.append([])
         groups[-1].append(one)
-    return [_block(group) for group in groups]
+    return [block_of(group) for group in groups]
 
 
 def enough(blocks: Sequence[Block], warm: int) -> None:
@@ -110,26 +130,34 @@ def enough(blocks: Sequence[Block], warm: int) -> None:
 
 
 def unit_of(x: Array) -> Array:
-    """The standard deviation of each feature over rows [rows, F]: float64 [F].
+    """The standard deviation of each feature over rows [rows, F], NaN where a reading is missing: float64 [F].
 
     A feature that does not move gets its level for one (1 at level 0): nothing is known of its spread.
     """
     wide = x.astype(np.float64)
-    mean, std = wide.mean(axis=0), wide.std(axis=0)
+    mean, std = np.nanmean(wide, axis=0), np.nanstd(wide, axis=0)
     level = np.where(mean == 0, 1.0, np.abs(mean))
     return np.where(std <= CONSTANT * np.abs(mean), level, std)
 
 
+def training_rows(series: Sequence[Series]) -> Array:
+    """The training parts of all streams, what stands in for missing readings among them: float64 [rows, F]."""
+    return np.concatenate([one.x[: one.cut] for one in series]).astype(np.float64)
+
+
 def mean_of(series: Sequence[Series]) -> Array:
     """The mean of each feature over all training parts: float64 [F]."""
-    mean: Array = np.concatenate([one.x[: one.cut] for one in series]).astype(np.float64).mean(axis=0)
+    mean: Array = training_rows(series).mean(axis=0)
     return mean
 
 
-def _block(group: Sequence[Series]) -> Block:
-    longest = len(group[0].x)
-    x = np.stack([np.pad(one.x, ((0, longest - len(one.x)), (0, 0)), mode="edge") for one in group], axis=1)
-    return Block(x, np.array([len(one.x) for one in group]), np.array([one.cut for one in group]))
+def block_of(group: Sequence[Series]) -> Block:
+    """Streams side by side, whatever their lengths."""
+    longest = max(len(one.x) for one in group)
+    ends = [((0, longest - len(one.x)), (0, 0)) for one in group]
+    x = np.stack([np.pad(one.x, end, mode="edge") for one, end in zip(group, ends, strict=True)], axis=1)
+    missing = np.stack([np.pad(one.missing, end) for one, end in zip(group, ends, strict=True)], axis=1)
+    return Block(x, missing, np.array([len(one.x) for one in group]), np.array([one.cut for one in group]))
 
 
 def ranges_of(series: Sequence[Series], features: Sequence[str]) -> dict[str, tuple[float, float]]:
