@@ -80,24 +80,27 @@ class DictEngine:
         self.committed: dict[bytes, Stream] = {}
 
     def advance(
-        self, keys: list[bytes], x: Array, times: list[int], offsets: list[int]
+        self, keys: list[bytes], x: Array, times: list[int], offsets: list[int], anew: list[bool] | None = None
     ) -> list[tuple[dict[str, Array], bool, int, int, bool]]:
         """For each row: outputs, rejected, step, previous time, dirtied."""
         results = []
-        for key, row, time, offset in zip(keys, x, times, offsets, strict=True):
+        begins = anew or [False] * len(keys)
+        for key, row, time, offset, begin in zip(keys, x, times, offsets, begins, strict=True):
             stream = self.streams.get(key) or Stream(self.model.initial_states())
-            outputs, states = self.model.step(row[None], [value[None] for value in stream.states])
+            before = self.model.initial_states() if begin else stream.states
+            outputs, states = self.model.step(row[None], [value[None] for value in before])
             arrays = [*outputs.values(), *states]
             good = all(np.isfinite(value).all() for value in arrays if value.dtype.kind == "f")
             previous, dirtied = stream.time, good and stream.dirty is None
             if good:
                 self.streams[key] = stream
                 stream.states = [value[0].copy() for value in states]
-                stream.step += 1
+                stream.step = 1 if begin else stream.step + 1
                 stream.time = max(stream.time, time)
                 stream.offset = offset
                 stream.dirty = offset if stream.dirty is None else min(stream.dirty, offset)
-            results.append(({n: value[0] for n, value in outputs.items()}, not good, stream.step, previous, dirtied))
+            step = 0 if begin and not good else stream.step
+            results.append(({n: value[0] for n, value in outputs.items()}, not good, step, previous, dirtied))
         return results
 
     def drop(self, keys: list[bytes]) -> None:

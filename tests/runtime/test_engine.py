@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from statestep.consumers.bench_model import lstm_step
-from statestep.runtime import NO_TIME, Engine, Model, StepModel
-from statestep.runtime import engine as engine_module
+from statestep.runtime import NO_TIME, Engine, Model, StepModel, waves
 
 from ..models import pump, smoother, smoother_contract, stamped
 from .doubles import Double
@@ -80,7 +79,7 @@ def test_it_does_not_matter_how_many_rows_a_run_holds(
     x = np.random.default_rng(0).normal(size=(len(keys), 2)).astype(np.float32)
     whole = Engine(pump())
     expected = rows_of(whole.advance(keys, x))
-    monkeypatch.setattr(engine_module, "ROWS_PER_RUN", rows_per_run)
+    monkeypatch.setattr(waves, "ROWS_PER_RUN", rows_per_run)
     cut = Engine(pump())
     out = cut.advance(keys, x)
     assert rows_of(out) == expected

@@ -10,15 +10,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from statestep.runtime import Engine, engine, state
+from statestep.runtime import Engine, engine, state, waves
 
 from .doubles import Double
 from .reference import DictEngine
 
 KEYS = [b"%c" % letter for letter in b"abcdef"]
 NUMBERS = st.sampled_from([0.0, 1.0, -2.5, 0.1, 1e30, float("nan"), float("inf")])  # some of them not finite
-OBSERVATION = st.tuples(st.sampled_from(KEYS), NUMBERS, NUMBERS, st.integers(-5, 5))
-Row = tuple[bytes, float, float, int]
+ANEW = st.sampled_from([False, False, False, True])
+OBSERVATION = st.tuples(st.sampled_from(KEYS), NUMBERS, NUMBERS, st.integers(-5, 5), ANEW)
+Row = tuple[bytes, float, float, int, bool]
 SOME_KEYS = st.lists(st.sampled_from(KEYS), max_size=6)
 
 
@@ -36,8 +37,9 @@ class EngineMachine(RuleBasedStateMachine):
     def advance(self, rows: list[Row]) -> None:
         keys, x, times = self._arrays(rows)
         offsets = self._places(len(rows))
-        out = self.engine.advance(keys, x, times, offsets)
-        expected = self.reference.advance(keys, x, times.tolist(), offsets.tolist())
+        anew = np.array([row[4] for row in rows], bool)
+        out = self.engine.advance(keys, x, times, offsets, anew if anew.any() else None)
+        expected = self.reference.advance(keys, x, times.tolist(), offsets.tolist(), anew.tolist())
         for row, (outputs, rejected, step, previous, dirtied) in enumerate(expected):
             found = (out.rejected[row], out.step[row], out.previous_time[row], out.dirtied[row])
             assert found == (rejected, step, previous, dirtied)
@@ -52,9 +54,7 @@ class EngineMachine(RuleBasedStateMachine):
     def advance_and_fail(self, rows: list[Row], at: int) -> None:
         keys, x, times = self._arrays(rows)
         times_of_each = [keys.count(key) for key in set(keys)]
-        runs = sum(
-            -(-sum(n > wave for n in times_of_each) // engine.ROWS_PER_RUN) for wave in range(max(times_of_each))
-        )
+        runs = sum(-(-sum(n > wave for n in times_of_each) // waves.ROWS_PER_RUN) for wave in range(max(times_of_each)))
         self.model.calls, self.model.fails_at = 0, min(at, runs)
         with pytest.raises(RuntimeError):
             self.engine.advance(keys, x, times, self._places(len(rows)))
@@ -121,5 +121,5 @@ class EngineMachine(RuleBasedStateMachine):
 def test_any_history_of_calls_gives_what_the_dict_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows, records, dirtiness and keys agree after every call; tables grow from two rows, runs hold three at most."""
     monkeypatch.setattr(state, "FIRST_ROWS", 2)
-    monkeypatch.setattr(engine, "ROWS_PER_RUN", 3)
+    monkeypatch.setattr(waves, "ROWS_PER_RUN", 3)
     run_state_machine_as_test(EngineMachine, settings=settings(max_examples=150, stateful_step_count=30))

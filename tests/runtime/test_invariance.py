@@ -9,7 +9,7 @@ import pytest
 from onnx import helper
 
 from statestep.runtime import Contract, Feature, Output, State, StepModel, rows_agree
-from statestep.runtime.engine import ROWS_PER_RUN
+from statestep.runtime.waves import ROWS_PER_RUN
 
 from ..laws import broken
 from ..models import graph, pump, smoother, smoother_contract, stamped

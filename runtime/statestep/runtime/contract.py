@@ -90,12 +90,17 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A tensor that leaves the step, with its meaning (`role`) where it has a known one."""
+    """A tensor that leaves the step, with its meaning (`role`) where it has a known one.
+
+    `state` is the input of the state that holds what was put out last, where one does: it can be read there between
+    two timesteps, as where a stream ends in the middle of an event.
+    """
 
     name: str
     batch_axis: int = 0
     role: str | None = None
     features: tuple[str, ...] | None = None
+    state: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +236,8 @@ def _validate(contract: Contract) -> None:
             _one_of(f"the role of output {output.name!r}", output.role, ROLES)
         if unknown := set(output.features or ()) - set(contract.feature_names):
             raise ContractError(f"output {output.name!r} names {sorted(unknown)}, which are no features of the input")
+        if output.state is not None and output.state not in {state.input for state in contract.states}:
+            raise ContractError(f"output {output.name!r} is held by {output.state!r}, which is no state")
     _unique("feature", [feature.name for feature in contract.features])
     _unique("input", [*contract.inputs, *(state.input for state in contract.states)])
     _unique("output", [o.name for o in contract.outputs] + [state.output for state in contract.states])

@@ -14,7 +14,7 @@ Rules that everything here keeps:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,11 +22,7 @@ import numpy as np
 
 from statestep.runtime.contract import NO_TIME, Contract
 from statestep.runtime.state import Array, Column, Slots, StateTable
-
-Rows = Slots | slice  # which rows of a call; the slice stands for neighbours, which need not be copied
-
-# A larger batch is stepped in portions. Beyond it a run's states and gates leave the cache, and a row costs more.
-ROWS_PER_RUN = 1024
+from statestep.runtime.waves import Rows, portions_of, waves_of
 
 # The engine's own columns, after the model's states in every record. A state may be called the same in its graph.
 STEP, TIME, OFFSET, DIRTY = "step", "time", "offset", "dirty"
@@ -116,18 +112,24 @@ class Engine:
         return len(self.table)
 
     def advance(
-        self, keys: Sequence[bytes], x: Array, times: Array | None = None, offsets: Array | None = None
+        self,
+        keys: Sequence[bytes],
+        x: Array,
+        times: Array | None = None,
+        offsets: Array | None = None,
+        anew: Array | None = None,
     ) -> Advanced:
         """Step each observation's stream once, in order.
 
         `keys` has N stream keys, `x` is float32 [N, F] (the contract's input dtype), `times` int64 [N] event times
         in nanoseconds since the epoch, or None where there are none, `offsets` int64 [N] the observations' places in
-        their log, which rise within a stream, or None. A key may occur any number of times.
+        their log, which do not fall within a stream, or None. Where `anew`, bool [N], is true, the stream begins anew
+        with that row: from the initial state, as its first timestep. A key may occur any number of times.
 
         A stream whose every row is rejected is not begun. Raises TypeError or ValueError for arrays of another kind,
         and `CapacityError` when the call brings more new streams than there is room for; nothing has changed then.
         """
-        self._check(keys, x, times, offsets)
+        self._check(keys, x, times, offsets, anew)
         places = np.zeros(len(keys), np.int64) if offsets is None else offsets  # [N]
         mark = self.table.mark()
         slots = self.table.admit(keys)  # [N]
@@ -135,13 +137,15 @@ class Engine:
         out: _Results | None = None
         waves = runs = 0
         try:
-            for waves, wave in enumerate(_waves(slots), 1):
-                for rows in _portions(wave, len(slots)):
+            for waves, wave in enumerate(waves_of(slots), 1):
+                for rows in portions_of(wave, len(slots)):
                     here = slots[rows].copy()  # [n], distinct; the table's own, as the caller gets `slots`
                     held = self.table.gather(here)
                     if waves == 1:  # every stream of the call is in the first wave
                         before.append((here, held))
                         self.table.save(here, held)
+                    if anew is not None and anew[rows].any():
+                        held = self._born_again(held, anew[rows])
                     out = self._run(rows, here, held, x, times, places, out)
                     runs += 1
         except BaseException:
@@ -245,7 +249,16 @@ class Engine:
             raise KeyError(f"there is no stream {keys[int(np.argmin(slots))]!r}")
         return slots
 
-    def _check(self, keys: Sequence[bytes], x: Array, times: Array | None, offsets: Array | None) -> None:
+    def _born_again(self, held: list[Array], anew: Array) -> list[Array]:
+        """The records `held` [n, …], those that are `anew` [n] with the initial states and step 0."""
+        rows = [value.copy() for value in held[: self._width + 1]]  # the undo log keeps what they were
+        for row, column in zip(rows, self.table.columns, strict=False):
+            row[anew] = column.initial
+        return [*rows, *held[self._width + 1 :]]
+
+    def _check(
+        self, keys: Sequence[bytes], x: Array, times: Array | None, offsets: Array | None, anew: Array | None
+    ) -> None:
         contract = self.model.contract
         if not isinstance(x, np.ndarray) or x.dtype != contract.input_dtype:
             raise TypeError(
@@ -258,12 +271,12 @@ class Engine:
                 f"x has shape {list(x.shape)}, {len(keys)} keys of {len(contract.features)} features need "
                 f"{[len(keys), len(contract.features)]}"
             )
-        for name, array in (("times", times), ("offsets", offsets)):
+        for name, array, dtype in (("times", times, "int64"), ("offsets", offsets, "int64"), ("anew", anew, "bool")):
             if array is None:
                 continue
-            if not isinstance(array, np.ndarray) or array.dtype != np.int64:
+            if not isinstance(array, np.ndarray) or array.dtype != dtype:
                 kind = getattr(array, "dtype", type(array).__name__)
-                raise TypeError(f"{name} must be an array of int64, it is {kind}")
+                raise TypeError(f"{name} must be an array of {dtype}, it is {kind}")
             if array.shape != (len(keys),):
                 raise ValueError(f"{name} has shape {list(array.shape)}, {len(keys)} keys need {[len(keys)]}")
 
@@ -338,40 +351,6 @@ class _Results:
         self.step[rows] = step
         self.previous_time[rows] = time
         self.dirtied[rows] = dirtied
-
-
-def _waves(slots: Slots) -> Iterator[Rows]:
-    """Cut rows into waves: the k-th wave has the k-th occurrence of every stream, rows in order of arrival.
-
-    >>> [wave.tolist() for wave in _waves(np.array([7, 8, 7, 7]))]
-    [[0, 1], [2], [3]]
-    """
-    n = len(slots)
-    if n == 0:
-        return
-    ordered = np.sort(slots)
-    if not np.count_nonzero(ordered[1:] == ordered[:-1]):  # the usual case, and sorting is the cheapest way to know
-        yield slice(None)
-        return
-    order = np.argsort(slots, kind="stable")  # [N] rows, stream by stream, each in order of arrival
-    grouped = slots[order]
-    begins = np.flatnonzero(np.concatenate([[True], grouped[1:] != grouped[:-1]]))  # where each stream's run begins
-    place = np.arange(n) - np.repeat(begins, np.diff(begins, append=n))  # [N] which occurrence of its stream
-    wave_of = np.empty(n, np.int64)
-    wave_of[order] = place
-    by_wave = np.argsort(wave_of, kind="stable")  # [N]
-    yield from np.split(by_wave, np.cumsum(np.bincount(place))[:-1])
-
-
-def _portions(wave: Rows, n: int) -> Iterator[Rows]:
-    """Cut a wave of a call of `n` rows so that no run has more than `ROWS_PER_RUN`."""
-    if isinstance(wave, slice):
-        if n <= ROWS_PER_RUN:
-            yield wave
-        else:
-            yield from (slice(i, min(i + ROWS_PER_RUN, n)) for i in range(0, n, ROWS_PER_RUN))
-    else:
-        yield from (wave[i : i + ROWS_PER_RUN] for i in range(0, len(wave), ROWS_PER_RUN))
 
 
 def _finite(arrays: Sequence[Array], n: int) -> Array | None:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from statestep.runtime.contract import Contract
-from statestep.runtime.engine import ROWS_PER_RUN, Model
+from statestep.runtime.engine import Model
 from statestep.runtime.state import Array, Slots
+from statestep.runtime.waves import ROWS_PER_RUN
 
 STEPS = 3  # timesteps from birth on; the first differs, for states are zero there as a rule
 SMALL = (1, 2, 7)  # rows a call: the lone row, a pair, and a number that leaves a rest for every vector width
