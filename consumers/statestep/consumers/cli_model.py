@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -37,6 +38,7 @@ from statestep.consumers.options import (
     names,
 )
 from statestep.consumers.terminal import err, out, told, training
+from statestep.consumers.times import seconds_of
 from statestep.runtime import guard
 
 
@@ -68,6 +70,10 @@ def fit(
     smoothing: Smoothing = 0.1,
     combine: Combine = "mean",
     rule: Rule = "plain",
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Search for the network and rule that find synthetic faults best, for so long: 5m, 1h."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
     name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,
     model_version: Annotated[str, typer.Option(help="The model's version.")] = "1",
@@ -81,34 +87,39 @@ def fit(
     """Train a forecaster with its anomaly score, and write it as a step model that is proven."""
     need_export("fit")
     from statestep.export import export_step
+    from statestep.export.choose import choose
     from statestep.export.fit import fit as train
     from statestep.export.plots import plot_forecast, plot_loss
 
     ends_in_onnx(out_path)
     known_cells(cell, layers)
+    seconds = None if budget is None else seconds_of(budget)
+    if budget is not None and seconds is None:
+        raise ConfigError(f"--budget is {budget!r}: it must be a time such as 90s, 5m or 1h")
     columns = names(features)
     about = described(columns, unit, author, license, description)
     streams, told_period = tables.load_streams(data, columns, key=key, time=time)
-    judging = judging_of(false_alarms, period or told_period, smoothing, combine, rule)
+    settings: dict[str, Any] = {
+        "judging": judging_of(false_alarms, period or told_period, smoothing, combine, rule),
+        "targets": names(targets) if targets else None,
+        "cell": cell,
+        "hidden": hidden,
+        "layers": layers,
+        "dropout": dropout,
+        "projection": projection,
+        "scale": scale,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "patience": patience,
+        "validation": validation,
+        "seed": seed,
+    }
     with training(epochs) as on_epoch:
-        fitted = train(
-            streams,
-            columns,
-            targets=names(targets) if targets else None,
-            cell=cell,
-            hidden=hidden,
-            layers=layers,
-            dropout=dropout,
-            projection=projection,
-            scale=scale,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            patience=patience,
-            validation=validation,
-            seed=seed,
-            judging=judging,
-            on_epoch=on_epoch,
-        )
+        if seconds is None:
+            fitted = train(streams, columns, **settings, on_epoch=on_epoch)
+        else:
+            tell = partial(show.choice, console=err)
+            fitted = choose(streams, columns, seconds=seconds, **settings, on_epoch=on_epoch, on_choice=tell).fitted
     with err.status("writing and proving"):
         exported = export_step(
             fitted.model,

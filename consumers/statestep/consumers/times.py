@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from statestep.runtime import NO_TIME
 
+SPANS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}  # seconds
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A number is seconds below the first bound, then milliseconds, microseconds, nanoseconds: (bound, ns in a unit).
 TIME_UNITS = ((1e11, 10**9), (1e14, 10**6), (1e17, 10**3), (float("inf"), 1))
@@ -48,6 +49,22 @@ def moment(time: int) -> datetime | None:
 def from_ms(timestamp_ms: int) -> int:
     """A record's timestamp as ns since the epoch; a negative one means that there is none."""
     return NO_TIME if timestamp_ms < 0 else min(timestamp_ms * 1_000_000, NS_RANGE[1])
+
+
+def seconds_of(text: str) -> float | None:
+    """A length of time as a person writes it, in seconds; None for anything else.
+
+    >>> seconds_of("90s"), seconds_of("5m"), seconds_of("1.5 h"), seconds_of("7d"), seconds_of("soon")
+    (90.0, 300.0, 5400.0, 604800.0, None)
+    """
+    number, unit = text.strip()[:-1].strip(), text.strip()[-1:].lower()
+    if unit not in SPANS:
+        return None
+    try:
+        length = float(number) * SPANS[unit]
+    except ValueError:
+        return None
+    return length if 0 < length < float("inf") else None
 
 
 def _iso_time(value: str) -> int | None:

@@ -25,6 +25,7 @@ from statestep.export.compare import Array
 from statestep.export.describe import FORECASTS, Described, behind, contract_of, told_of
 from statestep.export.entrance import refuse_unfit
 from statestep.export.errors import ExportError
+from statestep.export.gaps import measure
 from statestep.export.horizon import memory
 from statestep.export.layout import layout_of
 from statestep.export.lists import without_lists
@@ -263,7 +264,8 @@ def _written(
     """Write the step model at `draft` with its memory horizon, and check it as `statestep verify` will."""
     stamp(graph, contract)
     step = StepModel(graph.SerializeToString(), name=contract.name)
-    contract = replace(contract, memory=memory(step, data))
+    gaps = measure(step, data) if data and contract.period_seconds is not None else None
+    contract = replace(contract, memory=memory(step, data), gaps=gaps)
     stamp(graph, contract)
     onnx.save(graph, draft)
     report = verify(draft, data, sequence=sequence)

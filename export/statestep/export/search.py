@@ -49,26 +49,26 @@ def searched(
     *,
     warm: int = 1,
     goes_on: Callable[[Tried], bool] = lambda _: True,
-) -> tuple[Tried, list[Tried]]:
-    """Choose one setting after the other: the choice, and all that was tried.
+) -> Tried:
+    """Choose one setting after the other.
 
     `clean` and `faulty` are a model's forecasts for `Struck` lanes, `pasts` those for whole streams, on which the
     detector is measured. `goes_on` is told of each try, and ends the search by False.
     """
     best = tried(clean, faulty, faults, measured(pasts, known, start, warm=warm), start)
-    all_tried = [best]
+    if not goes_on(best):
+        return best
     for name, choices in CHOICES.items():
         for choice in choices:
             judging = replace(best.judging, **{name: choice})  # type: ignore[arg-type]
             if not _differs(name, choice, best.judging, known):
                 continue
-            if not goes_on(all_tried[-1]):
-                return best, all_tried
             found = tried(clean, faulty, faults, measured(pasts, known, judging, warm=warm), judging)
-            all_tried.append(found)
             if found.share > best.share + MARGIN:
                 best = found
-    return best, all_tried
+            if not goes_on(found):
+                return best
+    return best
 
 
 def _differs(name: str, choice: object, best: Judging, known: Forecasts) -> bool:

@@ -24,11 +24,12 @@ from statestep.export.detector import Forecasts
 from statestep.export.errors import ExportError
 from statestep.export.forecaster import Forecaster
 from statestep.export.forms import OWN, StreamModel
+from statestep.export.gaps import measure
 from statestep.export.graph import sequence_graph, step_graph
 from statestep.export.scaling import PooledScaling
 from statestep.export.verify import Report, verify
 from statestep.export.weights import reference_of, save
-from statestep.runtime import Contract, Feature, Output, stamp
+from statestep.runtime import Contract, Feature, Output, StepModel, stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,10 @@ def _write(
     if not report.passed:
         failed = report.failures[0]
         raise ExportError(f"the exported model fails its proof ({failed.name}): {failed.detail}")
-    contract = replace(contract, parity=report.parity, memory=report.memory)
+    gaps = None
+    if data and contract.period_seconds is not None:  # without a period nobody can tell that a stream was silent
+        gaps = measure(StepModel(graph.SerializeToString(), name=contract.name), data)
+    contract = replace(contract, parity=report.parity, memory=report.memory, gaps=gaps)
     stamp(graph, contract)  # the proof goes into the metadata; the graph that was proven stays as it is
     onnx.save(graph, draft)
     names = [sequence_path(draft), draft]

@@ -41,6 +41,7 @@ BY_STREAM = (
     "score_drift",  # the share of late scores that are not
 )
 ROLES = (*BY_FEATURE, *BY_STREAM, "flags")
+GAP_WAYS = ("hold", "bridge", "reset")
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "bool")
 
 
@@ -124,6 +125,7 @@ class Contract:
     period_seconds: float | None = None  # the time between two timesteps
     horizon: int = 1  # how many timesteps ahead `prediction` looks
     detector: Mapping[str, Any] | None = None  # how it judges and was calibrated, for people and pages
+    gaps: Mapping[str, Any] | None = None  # what is best done when a stream was silent, as statestep.export.gaps found
     memory: Mapping[str, Any] | None = None  # how soon it forgets, as statestep.export.horizon measured it
     parity: Mapping[str, Any] | None = None  # {"steps", "max_abs_difference", "against"?}: the proof; against torch
     producer: str | None = None
@@ -158,7 +160,7 @@ class Contract:
     def to_json(self) -> str:
         """The document that is written into the model; absent values are left out."""
         document = _without_none(asdict(self))
-        for name in ("memory", "detector"):
+        for name in ("memory", "detector", "gaps"):
             if (told := getattr(self, name)) is not None:
                 document[name] = told  # where null says that none was found
         return json.dumps(document, separators=(",", ":"), allow_nan=False)
@@ -222,6 +224,8 @@ def _validate(contract: Contract) -> None:
             raise ContractError(f"parity is {dict(contract.parity)}, it must have steps and max_abs_difference")
     if contract.memory is not None:
         _validate_memory(contract.memory)
+    if contract.gaps is not None:
+        _validate_gaps(contract.gaps)
     for feature in contract.features:
         _name("a feature's name", feature.name)
         _text(f"the unit of feature {feature.name!r}", feature.unit)
@@ -268,6 +272,19 @@ def _validate_memory(memory: Any) -> None:
         sound = False
     if not sound:
         raise ContractError(f"memory is {str(memory)[:200]}, it must be as statestep.export.horizon gives it")
+
+
+def _validate_gaps(gaps: Any) -> None:
+    """What the service relies on: ways for rising lengths, the last for all that are longer, which is no bridge."""
+    try:
+        lengths = [step["up_to"] for step in gaps["plan"]]
+        ways = [step["do"] for step in gaps["plan"]]
+        sound = bool(ways) and lengths[-1] is None and ways[-1] != "bridge" and set(ways) <= set(GAP_WAYS)
+        sound = sound and all(type(n) is int and n >= 1 for n in lengths[:-1]) and lengths[:-1] == sorted(lengths[:-1])
+    except (AttributeError, KeyError, TypeError, IndexError):
+        sound = False
+    if not sound:
+        raise ContractError(f"gaps is {str(gaps)[:200]}, it must have a plan as statestep.export.gaps gives it")
 
 
 def _finite(value: Any) -> bool:
