@@ -4,8 +4,9 @@
 
 Each seed is one fleet as `statestep demo` shows it (48 pumps, 5 days), stepped through the `Engine`, its alarms judged
 as in `statestep.consumers.alarms`. No seed was used to train the model or to choose anything about it or the fleet.
-Beside the model stands the last value as the forecast, with the same score and a threshold at the same quantile of
-healthy readings: what is gained by a network that knows how the sensors belong together.
+Beside the model stands the last value as the forecast, under the same rules and calibrated on the same healthy fleets
+with the same budget, without the evidence of the other sensors: what is gained by a model that knows how they belong
+together.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import numpy as np
 
 from statestep.consumers.alarms import AlarmLog, Answer, Verdict, judge
 from statestep.consumers.fleet import KINDS, PERIOD_SECONDS, Fleet, simulate
-from statestep.runtime import Engine, StepModel
+from statestep.export.backtest import judging_of
+from statestep.export.calibrate import Past, measured, outputs_of, with_threshold
+from statestep.export.detector import Forecasts
+from statestep.export.series import Series, block_of
+from statestep.runtime import Contract, Engine, StepModel
 
-ALPHA = 0.1  # of the score's smoothing, as in the model
-QUANTILE = 0.99998  # of healthy scores, where the model's threshold is too
-HEALTHY_SEEDS = range(1001, 1041)  # those of the model; for the last value's spread and threshold
+HEALTHY_SEEDS = range(1001, 1041)  # those of the model's threshold; for all that is measured of the last value
 
 Ratios = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -36,7 +39,10 @@ def main() -> None:
     args = parser.parse_args()
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     model = StepModel.load(str(files("statestep.consumers") / "models" / "pump.onnx"))
-    ways = {"the demo's model": lambda fleet: stepped(model, fleet), "last value": last_value(HEALTHY_SEEDS)}
+    ways = {
+        "the demo's model": lambda fleet: stepped(model, fleet),
+        "last value": last_value(HEALTHY_SEEDS, model.contract),
+    }
     faulty, healthy = ([simulate(seed=seed, faulty=faulty) for seed in seeds] for faulty in (True, False))
     print(
         table(
@@ -58,26 +64,28 @@ def stepped(model: StepModel, fleet: Fleet) -> Ratios:
     return np.array(rows, np.float64)
 
 
-def last_value(healthy: Iterable[int]) -> Callable[[Fleet], Ratios]:
-    """The same score where each forecast is the value before, its spread and threshold from `healthy` seeds."""
-    changes = np.concatenate([change(simulate(seed=seed, faulty=False)) for seed in healthy], axis=1)  # [T, N, 3]
-    spread = np.sqrt((changes**2).mean(axis=(0, 1)))  # [3]
-    threshold = np.quantile(smoothed(changes / spread), QUANTILE)
-    return lambda fleet: smoothed(change(fleet) / spread) / threshold
+def last_value(healthy: Iterable[int], contract: Contract) -> Callable[[Fleet], Ratios]:
+    """The scores in thresholds where each forecast is the value before, [T, P]."""
+    fleets = [simulate(seed=seed, faulty=False) for seed in healthy]
+    targets = tuple(range(len(contract.features)))
+    mean = np.mean([fleet.values.mean(axis=(0, 1), dtype=np.float64) for fleet in fleets], axis=0)  # [3]
+    known = Forecasts(features=contract.feature_names, targets=targets, mean=mean)
+    pasts = [past(fleet, len(fleet.values) // 2) for fleet in fleets]
+    how = judging_of(contract)
+    detector = with_threshold(measured(pasts, known, how), [past(fleet, 1) for fleet in fleets], how).detector
+
+    def ratios(fleet: Fleet) -> Ratios:
+        given = outputs_of(detector, past(fleet, 1))
+        return np.asarray(given["score"] / given["threshold"], np.float64)
+
+    return ratios
 
 
-def change(fleet: Fleet) -> Ratios:
-    """Each reading less the one before, [T, P, 3]; 0 at first."""
-    return np.diff(fleet.values.astype(np.float64), axis=0, prepend=fleet.values[:1])
-
-
-def smoothed(miss: Ratios) -> Ratios:
-    """Errors in spreads [T, P, 3] → scores [T, P]: the largest square, smoothed as the model does it."""
-    scores: Ratios = (miss**2).max(axis=-1)
-    scores[0] *= ALPHA
-    for t in range(1, len(scores)):
-        scores[t] = ALPHA * scores[t] + (1 - ALPHA) * scores[t - 1]
-    return scores
+def past(fleet: Fleet, cut: int) -> Past:
+    """A fleet with its last values as forecasts; `cut` parts what is measured on."""
+    streams = {key.decode(): fleet.values[:, pump] for pump, key in enumerate(fleet.keys)}
+    block = block_of([Series(name, x, np.isnan(x), cut) for name, x in streams.items()])
+    return Past(block, block.x)
 
 
 def verdict(fleet: Fleet, ratios: Ratios) -> Verdict:

@@ -13,34 +13,39 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from statestep.consumers.fleet import PERIOD_SECONDS, SENSORS, START_NS, simulate
+from statestep.export.budget import Budget
+from statestep.export.calibrate import Judging, Past, with_threshold
 from statestep.export.compare import Array
 from statestep.export.fit import Epoch, fit
-from statestep.export.forms import SequenceForm, StreamModel
+from statestep.export.forecasts import past_of
+from statestep.export.forms import StreamModel
+from statestep.export.series import Series, block_of
 from statestep.export.write import export_step
 
 OUT = Path(__file__).parents[1] / "consumers" / "statestep" / "consumers" / "models" / "pump.onnx"
 TRAINING_SEEDS = range(1, 241)
 PUMPS = 6  # of each training fleet
 HEALTHY_SEEDS = range(1001, 1041)  # for the threshold
-QUANTILE = 0.99998  # of a healthy score: one timestep in 50,000, half a year of a pump
+WEEKS = 20  # of a pump between two false alarms
+JUDGING = Judging(combine="max", budget=Budget(every=WEEKS * 7 * 24 * 3600 // PERIOD_SECONDS))
 HIDDEN = 24
 HOUR_NS = 3_600_000_000_000
 
 
 def main() -> None:
     """Train, set the threshold, prove and write."""
-    fitted = fit(training_streams(TRAINING_SEEDS), [sensor.name for sensor in SENSORS], hidden=HIDDEN, on_epoch=show)
+    features = [sensor.name for sensor in SENSORS]
+    fitted = fit(training_streams(TRAINING_SEEDS), features, hidden=HIDDEN, judging=JUDGING, on_epoch=show)
     for name, (ours, last) in fitted.errors.by_target.items():
         print(f"{name}: RMSE {ours:.4g}, last value {last:.4g}")
-    threshold = healthy_quantile(fitted.model, HEALTHY_SEEDS)
-    assert fitted.model.scoring is not None
-    fitted.model.scoring.threshold.fill_(threshold)
+    healthy = [healthy_past(fitted.model, seed) for seed in HEALTHY_SEEDS]
+    detector = with_threshold(fitted.detector.detector, healthy, JUDGING)
     exported = export_step(
         fitted.model,
         OUT,
+        detector,
         ranges=fitted.ranges,
         units={sensor.name: sensor.unit for sensor in SENSORS},
         period_seconds=PERIOD_SECONDS,
@@ -52,7 +57,7 @@ def main() -> None:
     )
     assert exported.weights is not None
     exported.weights.unlink()  # the package holds no torch files
-    print(f"{exported.model}: threshold {threshold:.3f}")
+    print(f"{exported.model}: {detector.told()}")
 
 
 def training_streams(seeds: Iterable[int]) -> dict[str, Array]:
@@ -70,15 +75,10 @@ def healthy_streams(seed: int) -> dict[str, Array]:
     return {key.decode(): fleet.values[:, pump] for pump, key in enumerate(fleet.keys)}
 
 
-def healthy_quantile(model: StreamModel, seeds: Iterable[int]) -> float:
-    """The `QUANTILE` of the scores of whole healthy fleets, from their first timestep."""
-    names = list(model.outputs)
-    scores = []
-    for seed in seeds:
-        with torch.no_grad():
-            outputs = SequenceForm(model)(torch.from_numpy(simulate(seed=seed, faulty=False).values))
-        scores.append(outputs[names.index("score")].numpy())  # [T, P]
-    return float(np.quantile(np.stack(scores), QUANTILE))
+def healthy_past(model: StreamModel, seed: int) -> Past:
+    """Forecasts for a whole healthy fleet, from its first timestep."""
+    streams = healthy_streams(seed)
+    return past_of(model, block_of([Series(name, x, np.isnan(x), 1) for name, x in streams.items()]))
 
 
 def show(epoch: Epoch) -> None:

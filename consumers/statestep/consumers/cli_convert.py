@@ -71,7 +71,7 @@ def convert(
     period: Period = None,
     detector: Annotated[bool, typer.Option(help="Put an anomaly detector behind a forecast.")] = True,
     false_alarms: FalseAlarms = None,
-    smoothing: Smoothing = 0.1,
+    smoothing: Smoothing = 0.15,
     combine: Combine = "mean",
     rule: Rule = "plain",
     seed: Annotated[int, typer.Option(help="Seed of the random sequences.")] = 0,

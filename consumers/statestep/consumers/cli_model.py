@@ -67,7 +67,7 @@ def fit(
         float, typer.Option(min=0.01, max=0.9, help="Share of each stream's rows kept for validation.")
     ] = 0.2,
     false_alarms: FalseAlarms = None,
-    smoothing: Smoothing = 0.1,
+    smoothing: Smoothing = 0.15,
     combine: Combine = "mean",
     rule: Rule = "plain",
     budget: Annotated[
@@ -160,7 +160,7 @@ def export(
     key: Key = None,
     time: Annotated[str | None, typer.Option(help="The column that holds the time; tells the period.")] = None,
     false_alarms: FalseAlarms = None,
-    smoothing: Smoothing = 0.1,
+    smoothing: Smoothing = 0.15,
     combine: Combine = "mean",
     rule: Rule = "plain",
     name: Annotated[str | None, typer.Option(help="The model's name; the file's by default.")] = None,

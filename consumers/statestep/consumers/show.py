@@ -13,9 +13,11 @@ from rich.table import Table
 from statestep.consumers.bench import EngineRow, ServiceRow
 from statestep.consumers.curve import curve
 from statestep.consumers.report import Summary
+from statestep.consumers.show_detector import detector
 from statestep.runtime import Contract, StepModel
 
 if TYPE_CHECKING:
+    from statestep.export.choose import Choice
     from statestep.export.convert import Converted
     from statestep.export.fit import Fitted
     from statestep.export.forecasts import Errors
@@ -52,6 +54,8 @@ def contract(model: StepModel, console: Console, *, forgets: str | None = None) 
     for output in held.outputs:
         outputs.add_row(escape(output.name), output.role or "its own")
     console.print(outputs)
+    if held.detector is not None:
+        detector(held.detector, held.period_seconds, console)
     if held.memory is not None:
         memory(held.memory, forgets or "", console)
 
@@ -66,6 +70,17 @@ def memory(held: Mapping[str, Any], forgets: str, console: Console) -> None:
         console.print("how far apart streams with different pasts are, in standard deviations (a score: in its")
         console.print("threshold), after so many timesteps of the same readings:")
         console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def choice(found: Choice, console: Console) -> None:
+    """One network and rule that a search has tried."""
+    how = found.tried.judging
+    rule = f"smoothing {how.alpha:g}, {how.combine} of features, {how.rule}{', others of the row' * how.others}"
+    console.print(
+        f"{found.network}; {rule}: finds {found.tried.share:.0%} of the synthetic faults",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def fitted(found: Fitted, console: Console) -> None:
@@ -134,12 +149,24 @@ def report(found: Report, console: Console) -> None:
         console.print(f"   {speed.batch:>5} streams a step: {speed.microseconds:,.1f} µs, {each:.2f} µs a stream")
 
 
+def measures(headings: Sequence[str], rows: Iterable[Sequence[str]], verdict: str, console: Console) -> None:
+    """How detectors did, a line each, the first being the model's; and in a sentence which of them is best."""
+    table = _table(*headings[:1])
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", overflow="fold")
+    for number, row in enumerate(rows):
+        table.add_row(*map(escape, row), style="bold" if number == 0 else None)
+    console.print(table)
+    console.print(verdict, highlight=False, markup=False)
+
+
 def summary(done: Summary, seconds: float, console: Console) -> None:
     """What a replay did."""
     rate = done.consumed / seconds if seconds > 0 else 0.0
     console.print(
         f"{done.consumed:,} records → {done.predicted:,} predictions in {seconds:.1f} s ({rate:,.0f} a second)"
         + (f", {done.anomalies:,} anomalous" if done.anomalies else "")
+        + (f" ({done.events:,} events begun)" if done.events else "")
         + (f", {done.tombstones:,} streams ended" if done.tombstones else "")
     )
     if done.refused:

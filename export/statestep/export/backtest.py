@@ -1,8 +1,9 @@
 """How a detector would have done: a step model over labelled streams, beside the two baselines that it has to beat.
 
-The model is stepped by the engine, row by row, as the service steps it. *Last value* expects each reading to stay as it
-is, *value* expects the mean of training. Both are judged by the very rules of the model's own detector, and calibrated
-with the same budget: nothing but the forecast differs.
+The model is stepped by the engine, row by row, as the service steps it where no stream is silent for long. *Last value*
+expects each reading to stay as it is, *value* expects the mean of training. Both are judged by the rules of the model's
+own detector, calibrated with its budget; only what the other readings of a row say, which takes a fit, is the model's
+alone.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from statestep.export.budget import QUANTILE, Budget
 from statestep.export.calibrate import Judging, Past, calibrated, outputs_of
 from statestep.export.compare import Array, Outputs
 from statestep.export.detector import Detector, Forecasts
-from statestep.export.errors import DataError
-from statestep.export.measures import Judged, alarms_per_week, auc_pr, judged, vus_pr
-from statestep.export.series import Block, Series, block_of, blocks_of, enough, mean_of, series_of
+from statestep.export.errors import DataError, ExportError
+from statestep.export.measures import Event, Judged, alarms_per_week, auc_pr, judged, vus_pr
+from statestep.export.series import FEWEST_ROWS, Block, blocks_of, enough, mean_of, series_of
 from statestep.runtime import NO_TIME, Contract, Engine, StepModel
 
+MODEL = "model"
 BASELINES = ("last value", "value")
+HALF = 0.5  # of what baselines are calibrated on, for their threshold; the other half for means and ranges
 UNJUDGED = 0.15  # share of a stream, at its beginning, that baselines are calibrated on where there is no training file
 BUFFER = 100  # rows around a labelled event within which VUS-PR counts a score
 
@@ -44,9 +47,35 @@ class Verdict:
     begin: int  # the first row that counts
 
     @property
+    def spans(self) -> list[Event]:
+        """Every event of the stream, also before `begin`, as rows [start, end).
+
+        >>> Verdict({"event": np.array([0, 1, 2, -3, 1, -2, 0, 1])}, 5).spans
+        [(1, 4), (4, 6), (7, 8)]
+        """
+        count = self.outputs["event"]  # int64 [T]; 0 within an event is a row that was refused
+        starts, ends = np.flatnonzero(count == 1), np.flatnonzero(count < 0) + 1
+        last = int(np.flatnonzero(count)[-1]) + 1 if len(starts) else 0  # a stream may end in the middle of one
+        return [(int(start), int(min(ends[ends > start], default=last))) for start in starts]
+
+    @property
     def alarmed(self) -> Array:
-        """Which rows belong to an event: bool [T]."""
-        return np.asarray(self.outputs["event"] != 0)
+        """Which rows belong to an event: bool [T]; of two that touch, the first is without its last row."""
+        rows = np.zeros(len(self.outputs["event"]), bool)
+        for start, end in self.spans:
+            rows[start:end] = True
+            rows[max(start - 1, 0)] &= start == 0
+        return rows
+
+    @property
+    def events(self) -> list[Event]:
+        """The events that count, as rows [start, end): those of the rows from `begin` on.
+
+        >>> Verdict({"event": np.array([0, 1, 2, -3, 1, -2, 0, 1])}, 4).events
+        [(4, 6), (7, 8)]
+        """
+        alarmed = self.alarmed
+        return [(start, end) for start, end in self.spans if alarmed[max(start, self.begin) : end].any()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +85,9 @@ class Row:
     detector: str
     vus_pr: float | None
     auc_pr: float | None
-    events: int
+    events: int  # labelled
     found: int
+    alarms: int  # events of the detector
     precision: float | None
     recall: float | None
     delay_rows: float | None  # the median
@@ -70,9 +100,12 @@ class Backtest:
     """Everything that a report shows."""
 
     contract: Contract
+    fingerprint: str  # of the model's file
     streams: tuple[Stream, ...]
-    verdicts: dict[str, tuple[Verdict, ...]]  # by detector, one for each stream; "model" is the model itself
+    verdicts: dict[str, tuple[Verdict, ...]]  # by detector, one for each stream; `MODEL` is the model itself
     table: tuple[Row, ...]
+    period_seconds: float | None  # between two rows
+    calibrated_on: str  # what baselines were, in words
 
 
 def backtest(
@@ -81,24 +114,39 @@ def backtest(
     *,
     training: Mapping[str, Array] | None = None,
     skip: float | None = None,
+    period_seconds: float | None = None,
 ) -> Backtest:
     """Run `model` over `streams` and judge it beside the baselines.
 
     The baselines are calibrated on `training` (name → [T, F], what the model was fitted on); without it on the first
-    `skip` share of each stream, which then counts for nobody. Raises `DataError` for a model without a detector, and
-    for streams that nothing can be measured on.
+    `skip` share of each stream, which then counts for nobody. `period_seconds` is the data's, the contract's by
+    default. Raises `ExportError` for a model without a detector, `DataError` for readings that nothing can be measured
+    on.
     """
     contract = model.contract
-    told = contract.detector
-    if told is None or contract.output("event") is None:
-        raise DataError(f"the model {contract.name!r} has no detector to be tested: fit or convert it with data")
+    if contract.detector is None or any(contract.output(role) is None for role in ("event", "score", "threshold")):
+        raise ExportError(f"the model {contract.name!r} has no detector to be tested: fit or convert it with data")
+    for stream in streams:
+        if not accepted(contract, stream.x).any():
+            raise DataError(f"stream {stream.name!r} has no row that the model takes: leave it out")
     share = (UNJUDGED if training is None else 0.0) if skip is None else skip
     begins = [round(len(stream.x) * share) for stream in streams]
-    found = {"model": tuple(map(Verdict, stepped(model, streams), begins))}
-    for name in BASELINES:
-        found[name] = tuple(map(Verdict, _baseline(name, contract, streams, training, begins), begins))
-    rows = tuple(_row(name, streams, verdicts, contract.period_seconds) for name, verdicts in found.items())
-    return Backtest(contract, tuple(streams), found, rows)
+    detectors, told = _baselines(contract, streams, training, begins, share)
+    period = period_seconds or contract.period_seconds
+    found = {MODEL: tuple(map(Verdict, stepped(model, streams), begins))}
+    for name, detector in detectors.items():
+        found[name] = tuple(
+            Verdict(_alone(name, stream, detector, contract), begin)
+            for stream, begin in zip(streams, begins, strict=True)
+        )
+    rows = tuple(_row(name, streams, verdicts, period) for name, verdicts in found.items())
+    return Backtest(contract, model.fingerprint, tuple(streams), found, rows, period, told)
+
+
+def accepted(contract: Contract, x: Array) -> Array:
+    """Which rows of x [T, F] the service would apply, bool [T]: none with an infinity, nor, for some models, a NaN."""
+    bad: Array = np.isinf(x) if contract.missing == "own-forecast" else ~np.isfinite(x)  # [T, F]
+    return np.logical_not(bad.any(axis=1))
 
 
 def stepped(model: StepModel, streams: Sequence[Stream]) -> list[Outputs]:
@@ -109,9 +157,9 @@ def stepped(model: StepModel, streams: Sequence[Stream]) -> list[Outputs]:
     engine = Engine(model, max_streams=max(len(streams), 1))
     roles = {output.name: output.role for output in model.contract.outputs if output.role}
     found: list[Outputs] = [{} for _ in streams]
-    refuses = model.contract.missing == "reject"
+    applied = [accepted(model.contract, stream.x) for stream in streams]
     for t in range(max((len(stream.x) for stream in streams), default=0)):
-        here = [i for i, s in enumerate(streams) if t < len(s.x) and not (refuses and np.isnan(s.x[t]).any())]
+        here = [i for i, rows in enumerate(applied) if t < len(rows) and rows[t]]
         if not here:
             continue
         x = np.stack([streams[i].x[t] for i in here]).astype(model.contract.input_dtype)  # [n, F]
@@ -121,30 +169,8 @@ def stepped(model: StepModel, streams: Sequence[Stream]) -> list[Outputs]:
         for name, role in roles.items():
             value = out.outputs[name]
             for place, i in enumerate(here):
-                blank = np.nan if value.dtype.kind == "f" else 0
-                row = found[i].setdefault(role, np.full((len(streams[i].x), *value.shape[1:]), blank, value.dtype))
-                row[t] = value[place]
+                found[i].setdefault(role, _blank(len(streams[i].x), value))[t] = value[place]
     return found
-
-
-def _baseline(
-    name: str,
-    contract: Contract,
-    streams: Sequence[Stream],
-    training: Mapping[str, Array] | None,
-    begins: Sequence[int],
-) -> list[Outputs]:
-    """The outputs of a baseline over each stream."""
-    features = contract.feature_names
-    given = training or {s.name: s.x[:begin] for s, begin in zip(streams, begins, strict=True)}
-    series, _ = series_of(given, features, 0.5)
-    enough(blocks := blocks_of(series), 1)
-    expected = contract.output("expected")
-    targets = tuple(features.index(f) for f in (expected and expected.features) or features)
-    known = Forecasts(features=features, targets=targets, mean=mean_of(series))
-    pasts = [_forecast(name, block, known) for block in blocks]
-    detector = calibrated(pasts, known, judging_of(contract)).detector
-    return [_alone(name, stream, detector) for stream in streams]
 
 
 def judging_of(contract: Contract) -> Judging:
@@ -155,6 +181,40 @@ def judging_of(contract: Contract) -> Judging:
     return Judging(others=False, budget=budget, **names)
 
 
+def _baselines(
+    contract: Contract,
+    streams: Sequence[Stream],
+    training: Mapping[str, Array] | None,
+    begins: Sequence[int],
+    share: float,
+) -> tuple[dict[str, Detector], str]:
+    """A calibrated detector for each baseline, and what they were calibrated on, in words."""
+    features = contract.feature_names
+    if training is None:
+        given = {s.name: s.x[:begin] for s, begin in zip(streams, begins, strict=True)}
+        if max(begins, default=0) < FEWEST_ROWS:
+            raise DataError(
+                f"the first {share:.3g} of each stream are too few rows to calibrate the baselines on: skip a larger "
+                "share (--skip), or name the readings that the model was fitted on (--train)"
+            )
+        told = f"the first {100 * share:.3g} % of each stream, which count for nobody"
+    else:
+        given = dict(training)
+        told = f"{sum(map(len, given.values())):,} rows of training"
+    try:
+        series, _ = series_of(given, features, HALF)
+        enough(blocks := blocks_of(series), 1)
+    except DataError as error:
+        raise DataError(f"the baselines cannot be calibrated on {told}: {error}") from None
+    expected = contract.output("expected")
+    targets = tuple(features.index(f) for f in (expected and expected.features) or features)
+    known = Forecasts(features=features, targets=targets, mean=mean_of(series))
+    how = judging_of(contract)
+    return {
+        name: calibrated([_forecast(name, block, known) for block in blocks], known, how).detector for name in BASELINES
+    }, told
+
+
 def _forecast(name: str, block: Block, known: Forecasts) -> Past:
     x = block.x[..., list(known.targets)]
     if name == "value":
@@ -162,13 +222,25 @@ def _forecast(name: str, block: Block, known: Forecasts) -> Past:
     return Past(block, np.ascontiguousarray(x, np.float32))
 
 
-def _alone(name: str, stream: Stream, detector: Detector) -> Outputs:
-    """One stream through a baseline's detector: outputs by role, [T, …]."""
-    filled, _ = series_of({stream.name: stream.x}, detector.features, 0.5)
-    if not filled or len(filled[0].x) != len(stream.x):
-        raise DataError(f"stream {stream.name!r} holds an infinity, or too few readings to be tested on")
-    block = block_of([Series(stream.name, filled[0].x, filled[0].missing, len(stream.x))])
-    return {role: value[:, 0] for role, value in outputs_of(detector, _forecast(name, block, detector)).items()}
+def _alone(name: str, stream: Stream, detector: Detector, contract: Contract) -> Outputs:
+    """One stream through a baseline's detector: outputs by role, [T, …]; rows that a service refuses leave gaps."""
+    applied = accepted(contract, stream.x)  # [T]
+    x = np.ascontiguousarray(stream.x[applied], np.float32)[:, None]  # [t, 1, F]
+    missing = np.isnan(x)
+    last = np.maximum.accumulate(np.where(missing, -1, np.arange(len(x))[:, None, None]), axis=0)  # where it was read
+    held = np.where(last < 0, detector.mean, np.take_along_axis(x, np.maximum(last, 0), axis=0)).astype(np.float32)
+    block = Block(held, missing, np.array([len(x)]), np.array([0]))
+    past = Past(Block(x, missing, block.rows, block.cuts), _forecast(name, block, detector).prediction)
+    found = {}
+    for role, value in outputs_of(detector, past).items():
+        found[role] = _blank(len(applied), value[0])
+        found[role][applied] = value[:, 0]
+    return found
+
+
+def _blank(rows: int, like: Array) -> Array:
+    """What outputs like these [n, …] are where there is none: [rows, …]."""
+    return np.full((rows, *like.shape[1:]), np.nan if like.dtype.kind == "f" else 0, like.dtype)
 
 
 def _row(name: str, streams: Sequence[Stream], verdicts: Sequence[Verdict], period: float | None) -> Row:
@@ -194,7 +266,8 @@ def _row(name: str, streams: Sequence[Stream], verdicts: Sequence[Verdict], peri
         auc_pr=float(np.mean(auc)) if auc else None,
         events=events,
         found=found,
-        precision=true / alarms if alarms else None,
+        alarms=alarms,
+        precision=true / alarms if alarms and events else None,
         recall=found / events if events else None,
         delay_rows=float(np.median(delays)) if delays else None,
         outside=outside,

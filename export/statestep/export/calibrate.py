@@ -17,6 +17,7 @@ from statestep.export.compare import Array, Outputs
 from statestep.export.compose import alone
 from statestep.export.detector import Detector, Forecasts
 from statestep.export.errors import ExportError
+from statestep.export.rules import FEWEST, REACH
 from statestep.export.series import Block, unit_of
 from statestep.export.surgery import session
 
@@ -24,7 +25,6 @@ SPREAD_FLOOR = 1e-3  # standard deviations; a forecast is never held to more tha
 LEAST_THRESHOLD = math.log(2.0)  # the score of errors that are usual
 WARM = 30  # timesteps until a stream's own units mean something
 RIDGE = 0.1  # of a feature's variance, added to it: how little the others are trusted where data are few
-REACH = 10.0  # standard units; a reading further out is cut before it tells of the others
 USUAL = (0.005, 0.995)  # quantiles of training readings
 USUAL_SCORE = 0.9  # quantile of the calibration's scores
 STILL = 2.0  # times the longest that a sensor did not move in training
@@ -46,7 +46,7 @@ class Past:
 class Judging:
     """How a detector is to judge; the rest is measured."""
 
-    alpha: float = 0.1
+    alpha: float = 0.15
     combine: str = "mean"
     rule: str = "plain"
     others: bool = True
@@ -109,7 +109,7 @@ def measured(pasts: Sequence[Past], known: Forecasts, how: Judging, *, warm: int
     training = np.concatenate([each[mask] for each, mask in zip(z, trained, strict=True)]).astype(np.float64)
     tails = np.concatenate([each[mask] for each, mask in zip(z, held_out, strict=True)]).astype(np.float64)
     misses = [_misses(past, known.targets, std)[mask] for past, mask in zip(pasts, held_out, strict=True)]
-    others, others_spread = _others(training, tails) if how.others and known.width > 1 else (None, None)
+    others = _others(training) if how.others and known.width > 1 else None
     every = np.concatenate([training, tails])  # [rows, F]
     return Detector(
         features=known.features,
@@ -119,7 +119,7 @@ def measured(pasts: Sequence[Past], known: Forecasts, how: Judging, *, warm: int
         spread=_usual(np.concatenate(misses)),
         per_stream=per_stream,
         others=others,
-        others_spread=others_spread,
+        others_spread=None if others is None else _usual(_apart(z, others, how.window, held_out)),
         low=np.nanmin(every, axis=0),
         high=np.nanmax(every, axis=0),
         usual_low=np.nanquantile(training, USUAL[0], axis=0),
@@ -181,8 +181,8 @@ def _usual(errors: Array) -> Array:
     return np.maximum(usual, SPREAD_FLOOR)
 
 
-def _others(training: Array, tails: Array) -> tuple[Array, Array]:
-    """Each feature by the others of its row, by ridge regression: weights [F, F], and the usual size of its error [F].
+def _others(training: Array) -> Array:
+    """Each feature by the others of its row, by ridge regression: weights [F, F].
 
     All of them come from one inverse: with P the inverse of the features' second moments, the weight of k in j is
     −P[k, j] / P[j, j].
@@ -190,9 +190,26 @@ def _others(training: Array, tails: Array) -> tuple[Array, Array]:
     near = np.clip(np.nan_to_num(training), -REACH, REACH)  # what is missing is as usual
     moments = near.T @ near / len(near)  # [F, F]
     precision = np.linalg.inv(moments + RIDGE * np.eye(len(moments)))
-    weights = -precision / np.diag(precision)  # [F, F]
+    weights: Array = -precision / np.diag(precision)  # [F, F]
     np.fill_diagonal(weights, 0.0)
-    return weights, _usual(tails - np.clip(np.nan_to_num(tails), -REACH, REACH) @ weights)
+    return weights
+
+
+def _apart(z: Sequence[Array], weights: Array, window: int, masks: Sequence[Array]) -> Array:
+    """How far readings are from what the others say, less what is usual of their stream: [rows, F] under the masks.
+
+    `z` has a [T, B, F] for each mask [T, B]. The same mean over the window as in `rules.py`, without its bound.
+    """
+    found = []
+    for each, mask in zip(z, masks, strict=True):
+        apart = each - np.clip(np.nan_to_num(each), -REACH, REACH) @ weights  # [T, B, F]
+        usual = np.zeros(apart.shape[1:])  # [B, F]
+        for t, row in enumerate(apart):
+            off = row - usual
+            usual += np.nan_to_num(off) / min(max(t + 1, FEWEST), window)
+            apart[t] = off
+        found.append(apart[mask])
+    return np.concatenate(found)
 
 
 def _still(pasts: Sequence[Past]) -> Array:

@@ -68,7 +68,7 @@ class Detector(Forecasts):
     usual_low: Array | None = None  # [F] between which and
     usual_high: Array | None = None  # [F] 99 % of training lie
     still: Array | None = None  # [F] timesteps without a change that training makes possible; inf: not judged
-    alpha: float = 0.1  # weight of the newest evidence: about 1 / alpha timesteps of memory
+    alpha: float = 0.15  # weight of the newest evidence: about 1 / alpha timesteps of memory
     combine: str = "mean"
     rule: str = "plain"
     window: int = 256  # timesteps of a stream's own past that count
@@ -88,6 +88,8 @@ class Detector(Forecasts):
         if self.per_stream:
             own = np.square(np.asarray(self.spread, np.float32)).tolist()
             found.append(State("usual_error", "next_usual_error", (len(self.targets),), initial=own))
+        if self.others is not None:
+            found.append(State("usual_apart", "next_usual_apart", (self.width,)))
         if self.still is not None:
             found.append(State("still", "next_still", (self.width,)))
         if self.rule != "plain":

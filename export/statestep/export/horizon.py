@@ -12,7 +12,7 @@ kind. A score is measured in its threshold, where the model gives one: what matt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ HELD = 0.75  # of what was watched; agreement that began later may be chance
 LEAST, MOST = 256, 4096  # timesteps watched
 WORK = 1e11  # bytes of the model × rows × timesteps: about two seconds
 CHUNK = 64  # timesteps between two looks at whether all states are the same
+ENOUGH = 512  # timesteps, of which the first eighth alone saw a gap: a detector's counters go their own ways for ever
 POINTS = 32  # of the curve
 LARGEST = 1e30  # of a gap, for a model that runs away: JSON knows no infinity
 
@@ -67,7 +68,7 @@ def memory(
     watched = watch(model, _starts(model, reached, rng), readings(limit, SEQUENCES), _units(contract, past, outputs))
     steps = len(next(iter(watched.gaps.values())))
     found = {name: _found(watched, name) for name in watched.gaps}
-    judged = [output.name for output in contract.outputs if output.role in ("prediction", "score")] or list(found)
+    judged = judged_of(contract, found)
     forgets = {eps: _latest([found[name][eps] for name in judged]) for eps in (*EPS, EQUAL)}
     return {
         "steps": steps,
@@ -101,7 +102,8 @@ def in_words(memory: Mapping[str, Any]) -> str:
 def watch(model: StepModel, starts: Sequence[Array], x: Array, unit: Mapping[str, Array]) -> Watched:
     """Step streams from `starts` (for each state [Q, S, *shape]) over x [T, Q, F], the same for all S of a sequence.
 
-    `unit` has for each output what its gaps are measured in. Ends early once all states are the same.
+    `unit` has for each output what its gaps are measured in. Ends early once all states are the same, or once nothing
+    but the first eighth of at least `ENOUGH` timesteps has parted prediction and score.
     """
     sequences, pasts = starts[0].shape[:2]
     states = [start.reshape(sequences * pasts, *start.shape[2:]) for start in starts]  # [Q·S, *shape]
@@ -119,13 +121,27 @@ def watch(model: StepModel, starts: Sequence[Array], x: Array, unit: Mapping[str
             gaps.setdefault(name, []).append(_apart(values, unit[name]))
             same.setdefault(name, []).append(_alike(values))
         settled = all(_alike(state.reshape(1, sequences, pasts, -1)).all() for state in states)
-        if settled:
+        if settled or _long_agreed({name: np.concatenate(gaps[name]) for name in judged_of(model.contract, gaps)}):
             break
     return Watched(
         {name: np.concatenate(parts) for name, parts in gaps.items()},
         {name: np.concatenate(parts) for name, parts in same.items()},
         settled,
     )
+
+
+def judged_of(contract: Contract, outputs: Iterable[str]) -> list[str]:
+    """The outputs by which a model is said to forget: prediction and score, or all where it has neither."""
+    return [output.name for output in contract.outputs if output.role in ("prediction", "score")] or list(outputs)
+
+
+def _long_agreed(gaps: Mapping[str, Array]) -> bool:
+    """Whether all gaps [T] have been below the least eps since the first eighth."""
+    for gap in gaps.values():
+        parted = np.flatnonzero(gap > min(EPS.values()))
+        if len(gap) < ENOUGH or (len(parted) and parted[-1] >= len(gap) / 8):
+            return False
+    return True
 
 
 def _readings(

@@ -28,9 +28,10 @@ from statestep.export.terms import Term, Terms
 from statestep.runtime import NO_TIME
 
 MARGIN = 0.05  # of the range that training has seen, on either side of it
-LEAST_MARGIN = 1e-6  # standard deviations
+LEAST_MARGIN = 0.05  # standard deviations; a feature that never moved may move so little
 REACH = 10.0  # standard units; a reading further out says no more about the others
-FASTEST = 16.0  # of a stream's own squared errors: a larger one does not widen its unit any further
+FASTEST = 4.0  # usual sizes; what is further off moves what is usual of a stream no more than that
+FEWEST = 8.0  # timesteps that what is usual of a stream is a mean of at least
 TINY = 1e-30  # a decaying state is cut to zero here, long before it becomes a denormal number, which is slow
 LEAST_SQUARE = 1e-12  # of a stream's own errors, in its own standard units
 STUCK = 4.0  # evidence of a sensor that has not moved for as long as was possible
@@ -76,7 +77,7 @@ def rows(d: Forecasts, g: Terms, given: Given, states: States) -> tuple[Values, 
     if not isinstance(d, Detector):
         return out, after
     judged = states["seen"] >= g.whole(d.warm)  # [B, 1]
-    after["seen"] = g.smallest(states["seen"] + g.whole(1), g.whole(d.warm))
+    after["seen"] = g.smallest(states["seen"] + g.whole(1), g.whole(max(d.warm, d.window)))
     z = given.z or g.clipped((given.x - d.mean) / d.std, -LIMIT, LIMIT)  # [B, F]
     evidence = _evidence(d, g, given, z, states, out, after)  # [B, F] each
     logs = _smoothed(d, g, evidence, judged, given.missing, states, after)  # [B, F]
@@ -99,8 +100,7 @@ def _evidence(d: Detector, g: Terms, given: Given, z: Term, states: States, out:
     if d.others is not None:
         assert d.others_spread is not None
         said = g.clipped(z, -REACH, REACH) @ d.others.astype(np.float32)  # [B, F]
-        apart = g.clipped((z - said) / d.others_spread, -LIMIT, LIMIT)
-        found["others"] = apart * apart
+        found["others"] = _apart(d, g, g.clipped((z - said) / d.others_spread, -LIMIT, LIMIT), given, states, after)
         out["related"] = given.x + (said - z) * (d.std if given.std is None else given.std)
     if d.low is not None:
         assert d.high is not None
@@ -115,6 +115,20 @@ def _evidence(d: Detector, g: Terms, given: Given, z: Term, states: States, out:
         ratio = run / limit
         found["stuck"] = g.where(ratio > 1.0, STUCK * (ratio * ratio), 0.0)
     return found
+
+
+def _apart(d: Detector, g: Terms, apart: Term, given: Given, states: States, after: Values) -> Term:
+    """How far a reading is from what the others say, squared, [B, F]; less what is usual of this stream.
+
+    Streams differ a little in how their features belong together. What is usual is a mean over the window, from which
+    one timestep moves it by `FASTEST` usual sizes at most, so that a fault becomes usual slowly.
+    """
+    usual = states["usual_apart"]
+    count = g.clipped(g.cast(states["seen"], "float32") + 1.0, FEWEST, float(d.window))  # [B, 1]
+    moved = usual + g.clipped(apart - usual, -FASTEST, FASTEST) / count
+    after["usual_apart"] = g.where(given.missing, usual, moved)
+    off = apart - usual
+    return off * off
 
 
 def _error(d: Detector, g: Terms, given: Given, states: States, after: Values) -> Term:
@@ -143,7 +157,7 @@ def _own_unit(d: Detector, g: Terms, square: Term, missing: Term, states: States
     before, age = states["usual_error"], g.cast(states["seen"], "float32")
     warmed = states["seen"] >= g.whole(d.warm)  # [B, 1]
     weight = g.where(warmed, 1.0 / max(d.window, d.warm), 1.0 / g.largest(age, 1.0))
-    now = g.where(warmed, g.smallest(square, FASTEST * before), square)
+    now = g.where(warmed, g.smallest(square, FASTEST**2 * before), square)
     moved = before + (now - before) * weight
     return g.where(missing | (states["seen"] == g.whole(0)), before, moved)  # at its birth it had no forecast
 

@@ -19,7 +19,7 @@ from statestep.export.faults import Fault
 MARGIN = 0.1  # of all faults, that another choice must find more
 CHOICES: dict[str, tuple[float | str | bool, ...]] = {
     "others": (True, False),
-    "alpha": (0.1, 0.3, 0.03),
+    "alpha": (0.15, 0.3, 0.05),
     "combine": ("mean", "top", "max"),
     "rule": ("plain", "likelihood", "conformal"),
 }
