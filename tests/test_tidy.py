@@ -29,6 +29,7 @@ HOMES = {  # who may import a heavy library
 }
 ARROWS = {"runtime": {"runtime"}, "export": {"export", "runtime"}, "consumers": {"consumers", "runtime"}}
 COMPOSITION_ROOTS = {  # alone may join all three parts
+    "consumers/statestep/consumers/cli_backtest.py",
     "consumers/statestep/consumers/cli_convert.py",
     "consumers/statestep/consumers/cli_model.py",
 }

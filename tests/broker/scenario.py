@@ -29,12 +29,16 @@ from statestep.consumers.tables import columns, load_streams
 from statestep.export import (
     Forecaster,
     ForecasterConfig,
+    Judging,
     PooledScaling,
-    Scoring,
     StreamModel,
     export_step,
     load,
 )
+from statestep.export.calibrate import calibrated
+from statestep.export.detector import Forecasts
+from statestep.export.forecasts import past_of
+from statestep.export.series import blocks_of, series_of
 from statestep.export.weights import reference_of
 from statestep.runtime import session_options
 
@@ -57,7 +61,7 @@ class Result:
 
 
 def make_model(streams: Mapping[str, Array], features: tuple[str, ...], folder: Path, hidden: int = 64) -> Path:
-    """A forecaster with drawn weights, scaled to the data: whether it was trained changes no claim here."""
+    """A forecaster with drawn weights and a detector, both scaled to the data: training would change no claim here."""
     rows = np.concatenate(list(streams.values()))  # [rows, F]
     mean, std = rows.mean(axis=0), np.maximum(rows.std(axis=0), 1e-3)
     network = Forecaster(
@@ -65,13 +69,15 @@ def make_model(streams: Mapping[str, Array], features: tuple[str, ...], folder: 
     )
     with torch.no_grad():
         network.gain.fill_(1.0)
-    scoring = Scoring(torch.ones(len(features)), threshold=3.0)
     scaling = PooledScaling(torch.tensor(mean), torch.tensor(std))
-    model = StreamModel(network, scaling, scoring, features=features)
+    model = StreamModel(network, scaling, features=features)
     ranges = {
         name: (float(low), float(high)) for name, low, high in zip(features, rows.min(0), rows.max(0), strict=True)
     }
-    return export_step(model, folder / "model.onnx", ranges=ranges).model
+    known = Forecasts(features=features, targets=network.targets, mean=mean)
+    pasts = [past_of(model, block) for block in blocks_of(series_of(streams, features, validation=0.2)[0])]
+    detector = calibrated(pasts, known, Judging(rule="likelihood"))
+    return export_step(model, folder / "model.onnx", detector, ranges=ranges).model
 
 
 def play(

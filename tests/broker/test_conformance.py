@@ -19,15 +19,15 @@ from ..consumers.conformance import CHECKS, DEADLINE_S, GROUP_CHECKS, NOW_MS, PA
 
 
 class KafkaWorld:
-    """An input topic, an output and a dead letter topic, a changelog and a group of its own."""
+    """An input topic, topics of outputs, dead letters and events, a changelog and a group of its own."""
 
     guarantee: Guarantee = "exactly-once"
 
     def __init__(self, bootstrap_servers: str, topic: Callable[..., str]):
         self.properties = {"bootstrap_servers": [bootstrap_servers]}
-        self.input, self.output, self.dead = (topic(PARTITIONS) for _ in range(3))
+        self.input, self.output, self.dead, self.events = (topic(PARTITIONS) for _ in range(4))
         self.app_id = f"conformance-{uuid.uuid4().hex[:12]}"
-        made = [self.output, self.dead]
+        made = [self.output, self.dead, self.events]
         self.counts = prepare_topics(self.properties, self.app_id, self.input, made, create=True)
         self.producer = KafkaProducer(**self.properties)
 
@@ -48,6 +48,7 @@ class KafkaWorld:
             self.output,
             self.dead,
             self.counts,
+            events=self.events,
             instance_id=instance_id,
             guarantee=self.guarantee,
         )
@@ -56,7 +57,7 @@ class KafkaWorld:
         return KafkaChangelog(self.app_id, self.properties)
 
     def messages(self, count: int) -> list[Message]:
-        parts = [TopicPartition(t, p) for t in (self.output, self.dead) for p in range(PARTITIONS)]
+        parts = [TopicPartition(t, p) for t in (self.output, self.dead, self.events) for p in range(PARTITIONS)]
         found: dict[TopicPartition, list[Message]] = {tp: [] for tp in parts}
         with KafkaConsumer(**self.properties, isolation_level="read_committed") as consumer:
             consumer.assign(parts)
@@ -65,8 +66,10 @@ class KafkaWorld:
             while sum(map(len, found.values())) < count:
                 assert time.monotonic() < deadline, found
                 for tp, records in consumer.poll(200).items():
+                    kinds = {"dead": tp.topic == self.dead, "event": tp.topic == self.events}
                     found[tp] += [
-                        Message(tp.topic == self.dead, tp.partition, r.key, r.value, tuple(r.headers)) for r in records
+                        Message(partition=tp.partition, key=r.key, value=r.value, headers=tuple(r.headers), **kinds)
+                        for r in records
                     ]
             assert not consumer.poll(200)
         return [message for tp in parts for message in found[tp]]

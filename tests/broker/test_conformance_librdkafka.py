@@ -26,7 +26,7 @@ class LibrdkafkaWorld(KafkaWorld):
 
     def sink(self, instance_id: str | None = None, **how: Any) -> Any:
         topics = (self.output, self.dead, self.counts)
-        how |= {"instance_id": instance_id, "guarantee": self.guarantee}
+        how |= {"events": self.events, "instance_id": instance_id, "guarantee": self.guarantee}
         return LibrdkafkaSink(self.input, self.app_id, self.properties, *topics, **how)
 
     def changelog(self) -> Any:

@@ -256,7 +256,7 @@ def commit_without_a_broker(kafka: KafkaServer) -> None:
                 kafka.kill()
             super().send_offsets_to_transaction(offsets, group_metadata)
 
-    names = iter(("in", "out", "dead"))
+    names = iter(("in", "out", "dead", "events"))
     world = KafkaWorld(kafka.bootstrap_servers, lambda _partitions: next(names))
     member = member_of(world.source())
     sink = short(world, Clients(producer=Killing))

@@ -40,7 +40,7 @@ TOO_LARGE_BYTES = 20_000_000
 
 
 class World(Protocol):
-    """An input topic of two partitions, an application's group on it, its changelog, its outputs and dead letters."""
+    """An input topic of two partitions, an application's group on it, its changelog, and the topics that it writes."""
 
     def append(
         self,
@@ -62,7 +62,7 @@ class World(Protocol):
         """A reader of the application's states."""
 
     def messages(self, count: int) -> list[Message]:
-        """What other consumers read of outputs and dead letters, once there are `count`, partition by partition.
+        """What other consumers read of outputs, dead letters and events, once there are `count`, by partition.
 
         They see what is committed only, and look once more to see that no more comes.
         """
@@ -359,7 +359,7 @@ def check_the_input_is_known_again(world: World) -> None:
 
 
 def check_a_transaction_is_there_whole(world: World) -> None:
-    """Outputs and dead letters to the byte, in the partition of the record that they answer, in order; and states."""
+    """Outputs, dead letters and events to the byte, in the partition of their record, in order; and states."""
     member, sink = begun(world)
     first = [Message(False, 0, b"k", b"%d" % number, RAW) for number in range(5)]
     others = [
@@ -367,13 +367,17 @@ def check_a_transaction_is_there_whole(world: World) -> None:
         Message(True, 1, None, b"\xff", RAW),
         Message(True, 0, b"k" * 4096, None, ()),
         Message(True, 1, b"k", b"x" * 900_000, ()),
+        *(Message(False, 1, b"k", b'{"id":%d}' % number, RAW, event=True) for number in range(4)),
+        Message(False, 0, b"k", b"event", (), event=True),
     ]
     marked = [*states(0, (b"sk", b"1"), (b"m", b"\x00")), *states(1, (b"m", b""))]
     offsets = {0: Committed(5, "1"), 1: Committed(4, "1")}
     positions = sink.commit(transaction([*first[:3], *first[3:], *others], marked, offsets), member.membership)
     assert set(positions) == {0, 1}
-    found = world.messages(9)
-    assert [message for message in found if not message.dead and message.partition == 0] == first
+    count = len(first) + len(others)
+    found = world.messages(count)
+    assert [m for m in found if not (m.dead or m.event) and m.partition == 0] == first
+    assert [m for m in found if m.event and m.partition == 1] == others[4:8]
     assert sorted(map(repr, found)) == sorted(map(repr, [*first, *others]))
     assert [member.source.committed(p) for p in (0, 1)] == [Committed(5, "1"), Committed(4, "1")]
     log = world.changelog()
@@ -381,7 +385,7 @@ def check_a_transaction_is_there_whole(world: World) -> None:
     assert contents(states_of(log, 1)) == [(b"m", b"")]
     log.close()
     sink.close()
-    assert len(world.messages(9)) == 9
+    assert len(world.messages(count)) == count
     member.source.close()
 
 
@@ -464,8 +468,9 @@ def check_an_old_membership_is_refused(world: World) -> None:
     old = first.membership
     second = Member(world.source())
     poll_until(lambda: apart(first, second), first, second, what="a partition each")
+    late = [*outputs(0, b"zombie"), Message(False, 0, b"k", b"zombie", (), event=True)]
     with pytest.raises(Undecided):
-        sink.commit(transaction(outputs(0, b"zombie"), states(0, (b"m", b"zombie"))), old)
+        sink.commit(transaction(late, states(0, (b"m", b"zombie"))), old)
     with pytest.raises(Undecided):
         sink.commit(transaction(), old)
     sink.recover()
@@ -498,14 +503,15 @@ def check_a_successor_fences_who_was_before(world: World) -> None:
 
 
 def check_what_is_refused_is_named_and_the_next_works(world: World) -> None:
-    """A message that is too large fails its transaction whole; without it, the same goes through."""
+    """A message that is too large fails its transaction whole, be it an event's; without it, the same goes through."""
     member, sink = begun(world)
-    large = Message(False, 1, b"large", b"x" * TOO_LARGE_BYTES, ())
-    with pytest.raises(Rejected, match="large"):
-        sink.commit(transaction([*outputs(0, b"a"), large], states(0, (b"m", b"1"))), member.membership)
-    sink.recover()
-    assert member.source.committed(0) is None
-    poll_until(lambda: member.membership is not None, member)
+    for event in (False, True):
+        large = Message(False, 1, b"large", b"x" * TOO_LARGE_BYTES, (), event=event)
+        with pytest.raises(Rejected, match="large"):
+            sink.commit(transaction([*outputs(0, b"a"), large], states(0, (b"m", b"1"))), member.membership)
+        sink.recover()
+        assert member.source.committed(0) is None
+        poll_until(lambda: member.membership is not None, member)
     sink.commit(transaction(outputs(0, b"a"), states(0, (b"m", b"2"))), member.membership)
     assert [message.value for message in world.messages(1)] == [b"a"]
     log = world.changelog()

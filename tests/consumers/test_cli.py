@@ -301,7 +301,7 @@ class TestInspect:
 def test_the_configuration_can_be_printed_and_used(folder: Path) -> None:
     """From flags, environment and file; passwords starred; the service is not started."""
     (folder / "s.toml").write_text('model = "pump.onnx"\nhttp_port = 7\n')
-    topics = ("--input", "i", "--output", "o", "--no-create-topics")
+    topics = ("--input", "i", "--output", "o", "--events", "e", "--no-create-topics")
     given = ("--bootstrap-servers", "k:1", *topics, "--kafka", "sasl.password=x=y")
     environ = {"STATESTEP_APP_ID": "app", "STATESTEP_HTTP_PORT": "8"}
     result = run("run", "--config", "s.toml", *given, "--print-config", **environ)
@@ -310,6 +310,7 @@ def test_the_configuration_can_be_printed_and_used(folder: Path) -> None:
         'model = "pump.onnx"',
         "http_port = 8",
         'app_id = "app"',
+        'events = "e"',
         "create_topics = false",
         '"sasl.password" = "***"',
     ):

@@ -30,6 +30,21 @@ MEMORY = {
     "curve": CURVE,
 }
 
+DETECTOR = {
+    "evidence": ["error", "others", "range", "stuck"],
+    "status": ["warming", "calibrated", "drifting"],
+    "alpha": 0.05,
+    "combine": "top",
+    "rule": "conformal",
+    "scale": "per-stream",
+    "threshold": 4.125,
+    "every": 10_080,
+    "calm": 20,
+    "warm": 30,
+    "rows": 12_345,
+    "tail": {"over": 2.5, "scale": 0.75},
+}
+
 
 def foreign() -> onnx.ModelProto:
     """A step model whose names tell nothing: result = memory / 2 + gain · x, of a width that the graph leaves open."""
@@ -63,6 +78,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 period_seconds=60.0,
                 parity={"steps": 200, "max_abs_difference": 1e-7},
                 producer="a test",
+                detector=DETECTOR,
             ),
         )
     )
@@ -164,9 +180,40 @@ class TestContracts:
             "forgets its past within 2 steps to 1e-2, within 50 to 1e-4, not within 4,096",
             "0.1 │██",
             "1                             10                           100",
+            "error, others, range, stuck",
+            "0.05 of the newest, which remembers about 20 timesteps",
+            "top: the mean of the largest quarter of the features",
+            "conformal: how few of the stream's own scores are as high",
+            "per-stream: of each stream by itself",
+            "one a stream in 10,080 timesteps (7 days)",
+            "after 20 timesteps below the threshold",
+            "from timestep 31 of a stream on",
         ):
             assert words in result.stdout, words
         assert max(map(len, result.stdout.splitlines())) <= 80
+        assert "4.125, from an exponential tail over 2.5, of scale 0.75, fitted to 12,345 scores" in " ".join(
+            result.stdout.split()
+        )
+
+    @pytest.mark.parametrize(
+        ("changes", "sentence"),
+        [
+            ({"tail": None}, "4.125, counted on 12,345 scores"),
+            ({"every": None, "quantile": 0.999}, "no budget: the threshold is above 0.999 of the scores"),
+            ({"rule": "plain"}, "plain: the score itself"),
+            ({"rule": "[bold]oracle"}, "[bold]oracle"),
+            ({"threshold": "high", "evidence": "all", "tail": 5, "calm": None, "alpha": 0}, "detector"),
+        ],
+    )
+    def test_a_detector_is_told_as_far_as_its_contract_goes(
+        self, folder: Path, changes: dict[str, Any], sentence: str
+    ) -> None:
+        """Counted or fitted, by a budget or by a quantile; what is of another form is left out, and breaks nothing."""
+        (folder / "odd.onnx").write_bytes(stamped(smoother(), smoother_contract(detector=DETECTOR | changes)))
+        result = run("inspect", "odd.onnx")
+        assert result.exit_code == 0
+        assert sentence in " ".join(result.stdout.split())
+        assert "days" not in result.stdout  # nobody knows how long a timestep is
 
     def test_programs_get_the_memory(self, folder: Path) -> None:
         """The document as it was stamped, null included."""

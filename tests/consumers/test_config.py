@@ -46,6 +46,7 @@ def test_the_needed_settings_are_enough() -> None:
     )
     assert settings.dead_letter_topic == "app-dlq"
     assert loaded(dead_letters="bad").dead_letter_topic == "bad"
+    assert (settings.events, loaded({"STATESTEP_EVENTS": "alarms"}).events) == (None, "alarms")
     assert settings.kafka_properties() == {"bootstrap_servers": ["k:9092"]}
 
 
@@ -122,6 +123,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"output": "in"}, "input, output and dead letters need a topic each, they are in, in, app-dlq"),
     ({"dead_letters": "out"}, "need a topic each, they are in, out, out"),
     ({"input": "app-dlq"}, "need a topic each, they are app-dlq, out, app-dlq"),
+    ({"events": "a b"}, "--events is 'a b': it must match pattern"),
+    ({"events": "out"}, "input, output, dead letters and events need a topic each, they are in, out, app-dlq, out"),
+    ({"events": "app-dlq"}, "need a topic each, they are in, out, app-dlq, app-dlq"),
 ]
 
 
@@ -280,7 +284,11 @@ def test_a_table_in_the_environment_is_json(name: str) -> None:
 def test_what_is_printed_is_a_file_that_gives_the_same_settings(tmp_path: Path) -> None:
     """Quotes, backslashes, emoji and numbers survive; what has no value is left out."""
     settings = loaded(
-        key='a "quoted" \\ 😀', max_streams=5, create_topics=False, kafka={"client.rack": "x", "retries": 3}
+        key='a "quoted" \\ 😀',
+        events="alarms",
+        max_streams=5,
+        create_topics=False,
+        kafka={"client.rack": "x", "retries": 3},
     )
     path = tmp_path / "printed.toml"
     path.write_text(describe(settings))

@@ -121,7 +121,11 @@ def view_of(pumps: int, alarms: int) -> View:
     fault = Fault(0, 1, "drop-out", 300, 310, 0.0)
     rows = tuple(
         AlarmRow(
-            Alarm("pump-213", 300 + i, 305 + i, 12345.6), i % 2 == 0, (0.1, 1.0, 12345.6), fault if i % 3 else None
+            Alarm("pump-213", 300 + i, 305 + i, 12345.6),
+            i % 2 == 0,
+            (0.1, 1.0, 12345.6),
+            fault if i % 3 else None,
+            "critical, pressure_bar 100%" if i % 2 == 0 else "",
         )
         for i in range(alarms)
     )
@@ -145,6 +149,7 @@ def test_the_page_fits_its_console(width: int, height: int, pumps: int, alarms: 
     if alarms:
         assert "drop-out, pressure_bar" in printed(console)
         assert "nothing: false alarm" in printed(console)
+        assert ("critical, pressure_bar 100%" in printed(console)) == (width == 160)
 
 
 def test_the_progress_line_is_one_line() -> None:
@@ -234,7 +239,15 @@ def test_the_watch_reads_what_any_consumer_would() -> None:
     value = b'{"stream":"pump-01","step":3,"score":9.0,"threshold":4.5,"anomaly":true,"flags":[]}'
     watch.take([Message(False, 0, b"pump-01", value, ()), Message(True, 0, b"pump-01", b"junk", ())])
     assert watch.log.open == {"pump-01": Alarm("pump-01", 2, 2, 2.0)}
+    event = (
+        b'"event":{"id":"ab","level":"major"},"why":[{"feature":"motor_c","share":0.75},{"feature":"x","share":0.25}]'
+    )
+    watch.take([Message(False, 0, b"pump-01", value.replace(b'"flags":[]', event).replace(b":3,", b":4,"), ())])
+    assert watch.view(1.0, "").alarms[0].told == "major, motor_c 75%"
+    watch = Watch(simulate(pumps=1, days=1, seed=1))
+    watch.take([Message(False, 0, b"pump-01", value, ()), Message(True, 0, b"pump-01", b"junk", ())])
     view = watch.view(2.0, "http://127.0.0.1:1")
+    assert view.alarms[0].told == ""
     assert (view.messages, view.per_second, view.dead_letters, view.ratios) == (2, 1.0, 1, (2.0,))
 
 

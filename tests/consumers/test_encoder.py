@@ -79,6 +79,7 @@ def test_an_output_is_the_promised_document() -> None:
         "anomaly": True,
         "flags": ["gap"],
         "warm": None,
+        "status": None,
         "model": {"name": "pump", "version": "3", "sha256": "ab" * 32},
         "source": {"topic": "sensors", "partition": 3, "offset": 17},
         "outputs": {"extra": [1, 2]},
@@ -101,8 +102,9 @@ def test_what_the_model_cannot_say_is_null() -> None:
     bare = encoder.message(record(b""), Observation(b"k", (1.0, 2.0), 0), 2, [], {}, msgspec.UNSET)
     assert bare.value is not None
     document = json.loads(bare.value)
-    names = ("expected", "prediction", "score", "threshold", "anomaly", "warm")
-    assert [document[name] for name in names] == [None] * 6
+    names = ("expected", "prediction", "score", "threshold", "anomaly", "warm", "status")
+    assert [document[name] for name in names] == [None] * 7
+    assert not {"event", "why", "outputs"} & document.keys()
 
 
 @pytest.mark.parametrize(

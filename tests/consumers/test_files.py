@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from statestep.consumers.files import FileSink, FileSource
+from statestep.consumers.files import FileSink, FileSource, flatten
 from statestep.consumers.ports import BrokerError, Committed, Message, Transaction
 from statestep.consumers.tables import FileError
 from statestep.consumers.wiring import replay
 from statestep.runtime import Engine
 
 from ..models import pump
+from .judging import judge, troubled
 
 MODEL = pump()
 TIMES = [f"2024-01-01T00:{minute:02}:00Z" for minute in range(30)]
@@ -127,6 +128,51 @@ def test_dead_letters_go_where_they_are_told_to(tmp_path: Path) -> None:
         assert [d["value"] for d in documents(dead)] == ['{"flow": \\xff}', "not json"]
 
 
+@pytest.fixture
+def trouble(tmp_path: Path) -> Path:
+    """Readings of which some belong to an event."""
+    path = tmp_path / "trouble.jsonl"
+    path.write_bytes(b"\n".join(record.value or b"[0, 5]" for record in troubled(300, seed=5).log[0]) + b"\n")
+    return path
+
+
+def test_events_go_to_a_file_of_their_own(tmp_path: Path, trouble: Path) -> None:
+    """A line for the beginning and one for the end of each, as outputs tell it; an empty file where there is none."""
+    out, events = tmp_path / "out.jsonl", tmp_path / "events.jsonl"
+    summary = replay(judge(), str(trouble), str(out), events=str(events))
+    rows = [d for d in documents(out) if d.get("event", {"phase": "on"})["phase"] != "on"]
+    found = documents(events)
+    assert [(d["id"], d["phase"], d["source"]) for d in found] == [
+        (d["event"]["id"], d["event"]["phase"], d["source"]) for d in rows
+    ]
+    assert summary.events == sum(d["phase"] == "begin" for d in found) > 1
+    replay(MODEL, str(written(tmp_path / "machine.csv")), str(out), events=str(events))
+    assert events.read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_a_table_has_the_columns_of_an_event_from_its_first_row_on(tmp_path: Path, trouble: Path, name: str) -> None:
+    """Filled where there is one, empty elsewhere; of the features that make it the names, the loudest first."""
+    replay(judge(), str(trouble), str(tmp_path / "out.jsonl"))
+    replay(judge(), str(trouble), str(tmp_path / name))
+    wanted = documents(tmp_path / "out.jsonl")
+    if name == "out.csv":
+        with (tmp_path / name).open() as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    else:
+        rows = pq.read_table(tmp_path / name).to_pylist()
+    assert "event" not in wanted[0] and any("event" in document for document in wanted)
+    for row, document in zip(rows, wanted, strict=True):
+        event = document.get("event", {})
+        assert row["status"] == document["status"]
+        for part in ("id", "phase", "since", "level"):
+            assert (row[f"event.{part}"] or None) == event.get(part)
+        for part in ("steps", "severity"):
+            assert float(row[f"event.{part}"] or 0) == float(event.get(part, 0))
+        assert row["why"] == " ".join(why["feature"] for why in document.get("why", ()))
+    assert not {name for name in flatten(json.loads(b'{"status": null}')) if name.startswith("event")}
+
+
 def test_cells_are_numbers_unless_they_name_something(tmp_path: Path) -> None:
     """The stream's name keeps its zeros, the time may be a number, and spaces around a number do not matter."""
     data = tmp_path / "machine.csv"
@@ -187,6 +233,9 @@ class TestRefusals:
             ({"out": "x/../machine.csv"}, "would be written over"),
             ({"dead_letters": "machine.csv"}, "would be written over"),
             ({"dead_letters": "out.jsonl"}, "would be written over"),
+            ({"events": "out.jsonl"}, "would be written over"),
+            ({"events": "events.csv"}, "events are written as JSON lines, end its name in .jsonl"),
+            ({"events": "nowhere/events.jsonl"}, "cannot be written: No such file or directory"),
             ({"out": "nowhere/out.jsonl"}, "cannot be written: No such file or directory"),
             ({"out": "out.txt"}, "its name tells no format"),
         ],

@@ -21,6 +21,7 @@ from statestep.consumers.transaction import Limits
 from statestep.consumers.wiring import build
 
 from ..models import pump
+from .judging import judge, troubled
 
 MODEL = pump()
 ROWS = 400
@@ -138,6 +139,42 @@ def test_files_that_are_not_what_they_were_stop_the_run(
         assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
+def test_whatever_was_cut_off_no_event_is_told_twice(tmp_path: Path) -> None:
+    """Ends before and after a transaction counted: outputs and events to the byte as of a run that was never cut."""
+    data = tmp_path / "trouble.jsonl"
+    data.write_bytes(b"\n".join(record.value or b"[0, 5]" for record in troubled(1200, seed=5).log[0]) + b"\n")
+    whole, parts, chance, cuts = tmp_path / "whole", tmp_path / "parts", random.Random(9), 0
+
+    def told(folder: Path, store: Store) -> None:
+        limits = Limits(commit_interval_s=0.0, batch_records=23, snapshot_interval_s=3600.0)
+        names = [str(folder / name) for name in ("out.jsonl", "dead.jsonl", "events.jsonl")]
+        with (
+            closing(FileSource(str(data), store=store)) as source,
+            closing(FileSink(names[0], names[1], store, names[2])) as sink,
+        ):
+            build(judge(), source, sink, StoreChangelog(store), events=True, limits=limits).run()
+
+    whole.mkdir()
+    parts.mkdir()
+    with closing(Store.open(whole / "state", "files")) as store:
+        told(whole, store)
+    for _ in range(200):
+        with closing(CutStore.open(parts / "state", "files")) as cut:
+            assert isinstance(cut, CutStore)
+            cut.left, cut.after = chance.randrange(1, 7), chance.random() < 0.5
+            try:
+                told(parts, cut)
+                break
+            except Cut:
+                cuts += 1
+        with (parts / "events.jsonl").open("ab") as file:
+            file.write(b"half a li")
+    assert cuts > 3
+    assert (whole / "events.jsonl").read_bytes().count(b"\n") > 10
+    for name in ("out.jsonl", "events.jsonl"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes()
+
+
 def test_other_files_than_before_are_refused(tmp_path: Path, data: Path) -> None:
     """The states are of one input and go with one output."""
     with closing(Store.open(tmp_path / "state", "files")) as store:
@@ -148,6 +185,15 @@ def test_other_files_than_before_are_refused(tmp_path: Path, data: Path) -> None
             run(other, tmp_path / "out.jsonl", store)
         with pytest.raises(FileError, match=r"new\.jsonl: the states go with .*out\.jsonl; write there"):
             run(data, tmp_path / "new.jsonl", store)
+        names = [str(tmp_path / name) for name in ("out.jsonl", "dead.jsonl", "events.jsonl")]
+        with pytest.raises(FileError, match=r"events\.jsonl: the states go with no file of events; leave --events out"):
+            FileSink(names[0], names[1], store, names[2])
+    with closing(Store.open(tmp_path / "told", "files")) as store:
+        sink = FileSink(names[0], names[1], store, names[2])
+        sink.commit(Transaction([], [], {0: Committed(0, "")}), ())
+        sink.close()
+        with pytest.raises(FileError, match=r"--events: the states go with .*events\.jsonl; write there"):
+            FileSink(names[0], names[1], store)
 
 
 @pytest.mark.parametrize("out", ["-", "out.jsonl.gz", "out.parquet", "pipe.jsonl"])

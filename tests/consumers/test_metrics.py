@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,12 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from statestep.consumers.batch import Tally
+from statestep.consumers.events import LEVELS
 from statestep.consumers.metrics import (
+    FEATURES,
+    LATE_ROWS,
+    OTHERS,
     REASONS,
     ROWS,
     SCORES,
@@ -20,8 +26,12 @@ from statestep.consumers.metrics import (
     STAGES,
     STATES,
     BatchHistogram,
+    LateMean,
     Metrics,
 )
+from statestep.runtime import Contract, Feature, Output, State
+
+from .judging import judge
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -85,7 +95,8 @@ FAMILIES = {
     "batch_streams", "batch_waves", "inference_steps", "inference_runs", "streams", "streams_capacity", "state_bytes",
     # model
     "predictions", "anomalies", "anomaly_score", "forecast_abs_error", "out_of_order", "gaps", "model", "build",
-    "up_state",
+    "up_state", "events_begun", "events_ended", "events_undelivered", "false_alarm_budget_ratio", "prediction_status",
+    "input_missing_values", "input_drift_score", "score_drift_score",
 }  # fmt: skip
 
 
@@ -111,10 +122,12 @@ def test_known_series_begin_at_zero() -> None:
         assert found["statestep_stage_duration_seconds_count", (("stage", stage),)] == 0
     for kind in ("assigned", "revoked", "lost"):
         assert found["statestep_rebalances_total", (("kind", kind),)] == 0
-    for name in ("bytes_consumed", "records_produced", "tombstones", "records_replayed"):
+    for name in ("bytes_consumed", "records_produced", "tombstones", "records_replayed", "events_undelivered"):
         assert found[f"statestep_{name}_total", (topic,)] == 0
-    for name in ("predictions", "anomalies", "inference_steps", "inference_runs"):
+    for name in ("predictions", "anomalies", "inference_steps", "inference_runs", "events_begun"):
         assert found[f"statestep_{name}_total", (model,)] == 0
+    for level in LEVELS:
+        assert found["statestep_events_ended_total", (("level", level), model)] == 0
     assert [found["statestep_up_state", (("statestep_up_state", state),)] for state in STATES] == [1, 0, 0, 0]
     assert not [name for name, _ in found if name.endswith("_created")]
 
@@ -125,11 +138,82 @@ def test_labels_are_few_and_known() -> None:
     metrics = Metrics(registry, "sensors", "pump")
     metrics.partition(3)
     metrics.model_info.info({"model": "pump", "version": "1", "sha256": "ab"})
+    metrics.expect(judge().contract)
     labels = {name for _, pairs in samples(registry) for name, _ in pairs}
     assert labels == {
         "topic", "partition", "reason", "kind", "stage", "model", "le", "statestep_up_state",
-        "version", "sha256", "python", "onnxruntime", "kafka_client",
+        "version", "sha256", "python", "onnxruntime", "kafka_client", "level", "status", "feature",
     }  # fmt: skip
+
+
+def test_what_a_model_tells_has_its_series_from_the_start() -> None:
+    """Its features, the words of its status, its budget; a model that tells nothing of it has none of them."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, "sensors", "judge")
+    bare = samples(registry)
+    metrics.expect(Contract("m", (Feature("a"),), (State("h", "g", (1,)),), ()))
+    assert samples(registry) == bare
+    metrics.expect(judge().contract)
+    new = samples(registry).keys() - bare.keys()
+    model = ("model", "judge")
+    assert new == {
+        *(("statestep_prediction_status_total", (model, ("status", s))) for s in ("warming", "calibrated", "drifting")),
+        *(("statestep_input_missing_values_total", (("feature", name), model)) for name in ("flow", "pressure")),
+    }
+    assert samples(registry)["statestep_false_alarm_budget_ratio", (model,)] == 1 / 500
+
+
+@pytest.mark.parametrize("detector", [None, {}, {"every": None}, {"every": "week"}, {"every": 0}])
+def test_no_budget_is_zero(detector: dict[str, Any] | None) -> None:
+    """Whoever divides by it asks whether it is above 0."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, "sensors", "m")
+    metrics.budget.set(7)
+    metrics.expect(Contract("m", (Feature("a"),), (State("h", "g", (1,)),), (), detector=detector))
+    assert samples(registry)["statestep_false_alarm_budget_ratio", (("model", "m"),)] == 0
+
+
+def test_features_beyond_the_first_share_a_series() -> None:
+    """However wide a model is: what is missing of them is added up, of their drifts the greatest is told."""
+    registry, names = CollectorRegistry(), tuple(f"f{n}" for n in range(FEATURES + 5))
+    contract = Contract(
+        "wide",
+        tuple(map(Feature, names)),
+        (State("h", "g", (1,)),),
+        (Output("d", role="drift", features=names[1:]), Output("s", role="score_drift")),
+        missing="own-forecast",
+    )
+    metrics = Metrics(registry, "sensors", "wide")
+    metrics.expect(contract)
+    tally = Tally()
+    tally.missing.update({"f0": 2, f"f{FEATURES - 1}": 3, f"f{FEATURES}": 5, f"f{FEATURES + 4}": 7})
+    drift = np.zeros((2, len(names) - 1), np.float32)
+    drift[:, -3:] = [[0.25, 0.5, 0.0], [0.75, 0.25, 0.0]]
+    drift[:, 0] = [0.5, 0.25]
+    metrics.judged(tally, drift, np.array([0.25, 0.75], np.float32))
+    found = samples(registry)
+
+    def of(name: str, feature: str) -> float | None:
+        return found.get((f"statestep_{name}", (("feature", feature), ("model", "wide"))))
+
+    assert len({key for key in found if key[0] == "statestep_input_missing_values_total"}) == FEATURES + 1
+    missing = [of("input_missing_values_total", name) for name in ("f0", "f1", f"f{FEATURES - 1}", OTHERS)]
+    assert missing == [2, 0, 3, 12]
+    assert [of("input_drift_score", name) for name in ("f0", "f1", OTHERS)] == [None, 0.375, 0.5]
+    assert found["statestep_score_drift_score", (("model", "wide"),)] == 0.5
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=6))
+def test_a_late_mean_forgets_by_rows_and_not_by_batches(sizes: list[int]) -> None:
+    """Cut into whatever batches, rows of 1 after one row of 0 weigh the same; a thousand of them outweigh it."""
+    whole, cut = LateMean(), LateMean()
+    for mean in (whole, cut):
+        mean.take(np.zeros((1, 1)))
+    at_once = whole.take(np.ones((sum(sizes), 1)))[0]
+    for size in sizes:
+        (piecewise,) = cut.take(np.ones((size, 1)))
+    assert piecewise == pytest.approx(at_once)
+    assert at_once == pytest.approx(1 - np.exp(-sum(sizes) / LATE_ROWS))
 
 
 def test_a_refusal_counts_under_its_policy() -> None:

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from statestep.consumers.batch import Batch
 from statestep.consumers.checkpoint import Progress
 from statestep.consumers.codec import Decoder, Encoder, Fields
-from statestep.consumers.pipeline import BadMessage, Batch, Pipeline, Policy, split_key, stream_key
+from statestep.consumers.pipeline import BadMessage, Pipeline, Policy, split_key, stream_key
 from statestep.consumers.ports import Message, Record
 from statestep.runtime import Engine, StepModel
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from statestep.consumers.batch import Batch
 from statestep.consumers.bounds import BARE, Bounds
 from statestep.consumers.changelog import MARKER, STREAM, StateCodec, decode_marker
 from statestep.consumers.checkpoint import Dirty, Pace, Progress, Stop
 from statestep.consumers.codec import Decoder, Encoder, Fields
-from statestep.consumers.pipeline import Batch, Pipeline
-from statestep.consumers.ports import Committed, Identity, Record
+from statestep.consumers.pipeline import Pipeline
+from statestep.consumers.ports import Committed, Identity, Message, Record
 from statestep.consumers.transaction import Composer, Limits, Turn
 from statestep.runtime import Engine
 
@@ -191,7 +192,7 @@ class TestBounds:
         sizes = []
         while not bounds.undeliverable:
             sizes.append(bounds.records)
-            bounds.refused(self.records(bounds.records), 0)
+            bounds.refused(self.records(bounds.records), [], 0)
         assert sizes == [100, 50, 25, 12, 6, 3, 1]
         assert bounds.undeliverable == {(0, 10): 1}
         bounds.taken({0: Progress(0, 11, 11, 0, 0)})
@@ -203,7 +204,7 @@ class TestBounds:
     def test_an_answer_is_marked_until_it_has_gone(self) -> None:
         """What lies behind `next` of its partition is kept, and forgotten with the partition."""
         bounds = Bounds(1, 10**9)
-        bounds.refused(self.records(1), 0)
+        bounds.refused(self.records(1), [], 0)
         bounds.taken({0: Progress(0, 10, 10, 0, 0)})
         assert bounds.undeliverable == {(0, 10): 1}
         bounds.forget(1)
@@ -215,8 +216,18 @@ class TestBounds:
         """There is nothing smaller; the sentence names the place. A state that is refused names the topic's setting."""
         bounds = Bounds(1, 10**9)
         for _ in range(BARE):
-            bounds.refused(self.records(1), 0)
+            bounds.refused(self.records(1), [], 0)
         with pytest.raises(Stop, match="refuses even a bare dead letter for partition 0, offset 10"):
-            bounds.refused(self.records(1), 0)
+            bounds.refused(self.records(1), [], 0)
         with pytest.raises(Stop, match=r"a record of 2,000,000 bytes; raise max\.message\.bytes of the changelog"):
-            bounds.refused([], 2_000_000)
+            bounds.refused([], [], 2_000_000)
+
+    def test_what_tells_of_an_event_is_given_up_before_an_answer_is(self) -> None:
+        """Refused with it: marked by 0. Refused without it too: the answer is, as it would have been at once."""
+        bounds, event = Bounds(1, 10**9), Message(False, 0, b"k", b"{}", (), event=True)
+        marks = []
+        for messages in ([event], [], []):
+            bounds.refused(self.records(1), messages, 0)
+            marks.append(bounds.undeliverable[0, 10])
+        assert marks == [0, 1, BARE]
+        assert bounds.searching

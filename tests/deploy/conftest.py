@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from statestep.consumers.batch import Tally
 from statestep.consumers.metrics import Metrics
+
+from ..consumers.judging import judge
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,6 +34,8 @@ def metrics() -> Metrics:
     made = Metrics(CollectorRegistry(), topic="sensors", model="pump")
     made.model_info.info({"model": "pump", "version": "1", "sha256": "0123456789ab"})
     made.partition(0)
+    made.expect(judge().contract)
+    made.judged(Tally(), np.full((1, 2), 0.1), np.full(1, 0.1))
     return made
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, helper
 
-from statestep.export.compose import Composed, Ports, alone, composed, composed_sequence
+from statestep.export.compose import Composed, Ports, alone, composed
 from statestep.export.detector import Detector, Forecasts
 from statestep.export.surgery import session
 from statestep.runtime import Contract, Feature, Output, State, StepModel
@@ -18,8 +18,8 @@ from ..models import graph, stamped
 
 Array = np.ndarray[Any, Any]
 
-WINDOW, WARM, CALM, EVERY = 20, 5, 6, 40  # small, so that short sequences outlast them
-THRESHOLDS = {"plain": 1.6, "likelihood": 1.2, "conformal": 1.5}
+WINDOW, WARM, CALM, EVERY = 40, 5, 6, 40  # small, so that short sequences outlast them
+THRESHOLDS = {"plain": 1.3, "likelihood": 1.2, "conformal": 1.6}
 
 
 def detector(
@@ -47,7 +47,7 @@ def detector(
         combine=combine,
         rule=rule,
         window=WINDOW,
-        past=rng.permutation(np.linspace(0.2, 1.5, WINDOW)),
+        past=rng.permutation(np.linspace(0.2, 1.6, WINDOW)),
         usual_score=0.9,
         threshold=THRESHOLDS[rule],
         every=EVERY,
@@ -90,7 +90,9 @@ def story(d: Forecasts, steps: int, batch: int, *, std: Array | None = None, see
         z[begin : begin + rows, b] += rng.uniform(1, 3, d.width)  # another level
     mean = d.mean.astype(np.float64)
     x = (mean + std * z).astype(np.float32)
-    return x, (mean + std * 0)[list(d.targets)].astype(np.float32) + (std[list(d.targets)] * expected).astype(np.float32)
+    return x, (mean + std * 0)[list(d.targets)].astype(np.float32) + (std[list(d.targets)] * expected).astype(
+        np.float32
+    )
 
 
 def own_units(x: Array, memory: int = 40) -> tuple[Array, Array]:
@@ -116,20 +118,35 @@ def run_alone(d: Forecasts, x: Array, prediction: Array, z: Array | None = None,
 
 @cache
 def forecaster(width: int, targets: tuple[int, ...], keep: float = 0.5, per_stream: bool = False) -> ModelProto:
-    """h ← keep · (h + x), and h is the forecast; its own units, if any, are x and 2."""
+    """h ← keep · (h + x), and h is the forecast; `own` units, if there are any, are x / 2 and 2."""
     row, some = ("float32", ["B", width]), ("float32", ["B", len(targets)])
     nodes = [
         helper.make_node("Add", ["h", "x"], ["sum"]),
         helper.make_node("Mul", ["sum", "keep"], ["next_h"]),
         helper.make_node("Gather", ["next_h", "targets"], ["prediction"], axis=1),
     ]
-    weights = {"keep": np.array(keep, np.float32), "targets": np.array(targets)}
-    return graph(nodes, {"x": row, "h": row}, {"prediction": some, "next_h": row}, weights)
+    outputs = {"prediction": some, "next_h": row}
+    if per_stream:
+        nodes += [
+            helper.make_node("Div", ["x", "two"], ["own_z"]),
+            helper.make_node("Shape", ["x"], ["size"]),
+            helper.make_node("Expand", ["two", "size"], ["own_std"]),
+        ]
+        outputs |= {"own_z": row, "own_std": row}
+    weights = {
+        "keep": np.array(keep, np.float32),
+        "targets": np.array(targets),
+        "two": np.array(2.0, np.float32),
+    }
+    return graph(nodes, {"x": row, "h": row}, outputs, weights)
 
 
 def step_model(d: Forecasts, keep: float = 0.5) -> StepModel:
     """The detector behind that forecaster."""
-    made = composed(forecaster(d.width, d.targets, keep), d, Ports())
+    per_stream = isinstance(d, Detector) and d.per_stream
+    made = composed(
+        forecaster(d.width, d.targets, keep, per_stream), d, Ports(own=("own_z", "own_std") if per_stream else None)
+    )
     return loaded(made, d, (State("h", "next_h", (d.width,)),))
 
 

@@ -1,9 +1,9 @@
-"""What export is held against: cells, scaling and score in plain numpy and float64, one gate or rule a line.
+"""What export is held against: cells and scaling in plain numpy and float64, one gate a line.
 
 The formulas are those of the torch documentation of `nn.LSTM`, `nn.GRU` and `nn.RNN`, of Gers and Schmidhuber (2000)
 for peepholes, Greff and others (2017) for coupled gates, Cho and others (2014) for the GRU with its reset before, Ba,
-Kiros and Hinton (2016) for layer normalisation, Welford (Technometrics 4, 1962), and of the score as `Scoring` states
-it. Nothing here is shared with the code under test.
+Kiros and Hinton (2016) for layer normalisation, and of Welford (Technometrics 4, 1962). Nothing here is shared with the
+code under test. A detector has a twin of its own, in `twin.py`.
 """
 
 from __future__ import annotations
@@ -187,13 +187,3 @@ def running(x: Array, memory: int) -> tuple[Array, Array]:
         means.append(mean)
         variances.append(variance)
     return np.stack(means), np.stack(variances)
-
-
-def scores(x: Array, expected: Array, unit: Array, *, warm: int, alpha: float) -> Array:
-    """x, expected [T, K], unit [T, K] or [K]: squared error in units, largest target, exponentially smoothed: [T]."""
-    largest = (((x - expected) / unit) ** 2).max(axis=1)  # [T]
-    score, out = 0.0, []
-    for t, error in enumerate(largest):
-        score = alpha * (error if t >= warm else 0.0) + (1 - alpha) * score
-        out.append(score)
-    return np.array(out)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from statestep.export import DataError, Epoch, ExportError, Fitted
-from statestep.export.calibrate import LEAST_THRESHOLD, WARM
+from statestep.export import Budget, DataError, Epoch, ExportError, Fitted, Judging
+from statestep.export.calibrate import WARM
 from statestep.export.fit import fit
 from statestep.export.forecaster import CELLS, Forecaster
 from statestep.export.weights import reference_of
 
+from . import twin
+from .detectors import run_alone
 from .models import Array, machine_temperature
 
 
@@ -32,6 +35,14 @@ def quick(streams: dict[str, Array], **settings: object) -> Fitted:
     """A fit of seconds: 8 units, a few epochs."""
     features = [f"s{k}" for k in range(next(iter(streams.values())).shape[1])]
     return fit(streams, features, **{"hidden": 8, "epochs": 4} | settings)  # type: ignore[arg-type]
+
+
+def judged(fitted: Fitted, x: Array) -> dict[str, Array]:
+    """What a fitted model and its detector make of x [T, B, F]: outputs by role, [T, B, …]."""
+    given = reference_of(fitted.model)(x)
+    units = (given["own_z"], given["own_std"]) if fitted.model.per_stream else ()
+    judged: dict[str, Array] = run_alone(fitted.detector.detector, x, given["prediction"], *units)
+    return given | judged
 
 
 @pytest.mark.parametrize("cell", [*CELLS, "rnn-relu,lstm-projected,gru"])
@@ -75,7 +86,7 @@ def test_the_errors_are_those_of_the_streamed_model() -> None:
     streams = waves(300, streams=1)
     fitted = quick(streams)
     x = streams["pump-0"].astype(np.float32)
-    miss = x[240:] - reference_of(fitted.model)(x[:, None])["expected"][240:, 0]  # the tail is a fifth of 300 rows
+    miss = x[240:] - reference_of(fitted.model)(x[:, None])["prediction"][239:-1, 0]  # the tail is a fifth of 300 rows
     change = x[240:] - x[239:-1]
     std = x[:240].astype(np.float64).std(axis=0)
     assert fitted.errors.rows == 60 and (fitted.rows_training, fitted.rows_validation) == (240, 60)
@@ -88,18 +99,29 @@ def test_the_errors_are_those_of_the_streamed_model() -> None:
     np.testing.assert_allclose(fitted.example.expected, x[240:] - miss, rtol=1e-6)
 
 
-def test_spread_and_threshold_are_measured_on_their_own_parts() -> None:
-    """The spread is the RMS error of the training part, the threshold the 99.9 % quantile of the validation scores."""
+@pytest.mark.parametrize("judging", [Judging(budget=Budget(quantile=0.98)), Judging(0.3, "max", "likelihood", False)])
+def test_a_detector_is_measured_on_the_parts_that_it_should_be(judging: Judging) -> None:
+    """Units, ranges and usual readings are those of the training part; the usual size of an error, and the threshold,
+    which is a quantile of the twin's scores, are those of the validation tail."""
     streams = waves(400, streams=1)
-    fitted = quick(streams)
-    x, scoring = streams["pump-0"].astype(np.float32), fitted.model.scoring
-    assert scoring is not None
-    given = reference_of(fitted.model)(x[:, None])
-    std = x[:320].astype(np.float64).std(axis=0)
-    spread = np.sqrt(np.mean(((x[1:320] - given["expected"][1:320, 0]) / std) ** 2, axis=0))
-    np.testing.assert_allclose(scoring.spread.numpy(), spread, rtol=1e-3)
-    expected = max(float(np.quantile(given["score"][320:, 0], 0.999)), LEAST_THRESHOLD)
-    assert float(scoring.threshold) == pytest.approx(expected, rel=1e-5)
+    fitted = quick(streams, judging=judging)
+    x, d = streams["pump-0"].astype(np.float32), fitted.detector.detector
+    prediction = reference_of(fitted.model)(x[:, None])["prediction"]  # [T, 1, K]
+    mean, std = (getattr(x[:320].astype(np.float64), name)(axis=0) for name in ("mean", "std"))
+    np.testing.assert_allclose(d.mean, mean)
+    np.testing.assert_allclose(d.std, std, rtol=5e-3)  # without the first row, which no forecast was made for
+    spread = np.sqrt(np.mean(((x[320:] - prediction[319:-1, 0]) / d.std) ** 2, axis=0))
+    np.testing.assert_allclose(d.spread, spread, rtol=1e-4)
+    z = (x - mean) / d.std
+    least, most = np.quantile(z[1:320], [0.005, 0.995], axis=0)
+    numbers = {"low": z[1:].min(axis=0), "high": z[1:].max(axis=0), "usual_low": least, "usual_high": most}
+    for name, value in numbers.items():
+        np.testing.assert_allclose(getattr(d, name), value, rtol=1e-4)
+    assert (d.others is None) == (not judging.others) and (d.alpha, d.combine) == (judging.alpha, judging.combine)
+    scores = twin.run(replace(d, threshold=math.inf), x[:, None], prediction).outputs["score"][320:, 0]
+    quantile = float(np.quantile(scores, judging.budget.quantile))
+    assert d.threshold == pytest.approx(max(quantile, math.log(2.0) if d.rule == "plain" else 1.0), rel=1e-3)
+    assert fitted.detector.rows == 80 and d.every is None
 
 
 def test_one_seed_gives_one_model() -> None:
@@ -129,15 +151,29 @@ def test_training_stops_early_and_tells_of_every_epoch() -> None:
 
 
 def test_rows_that_are_not_finite_are_left_out() -> None:
-    """A stream with holes trains as the stream without those rows, and they are counted."""
+    """A stream with infinities trains as the stream without those rows, and they are counted."""
     whole = waves(200, streams=1)["pump-0"]
-    holed = np.insert(whole, [50, 120], np.nan, axis=0)
+    holed = np.insert(whole, [50, 120], -np.inf, axis=0)
     holed[51, 1] = np.inf  # was row 50
     fitted, plain = quick({"a": holed}), quick({"a": np.delete(whole, 50, axis=0)})
     assert fitted.rows_left_out == 3
     assert torch.equal(
         fitted.model.state_dict()["network.head.weight"], plain.model.state_dict()["network.head.weight"]
     )
+
+
+def test_missing_readings_are_neither_learnt_nor_judged() -> None:
+    """A tenth of one sensor is NaN: no row is left out, and forecasts still halve the last value's error."""
+    streams = waves(600)
+    for seed, x in enumerate(streams.values()):
+        x[np.random.default_rng(seed).random(len(x)) < 0.1, 1] = np.nan
+    fitted = quick(streams, hidden=16, epochs=15, learning_rate=0.02)
+    assert (fitted.rows_left_out, fitted.rows_training, fitted.rows_validation) == (0, 960, 240)
+    assert all(ours < 0.5 * last for ours, last in fitted.errors.by_target.values())
+    numbers = (
+        getattr(fitted.detector.detector, name) for name in ("mean", "std", "spread", "low", "high", "threshold")
+    )
+    assert all(np.isfinite(value).all() for value in numbers)
 
 
 def test_some_features_can_be_forecast_from_all() -> None:
@@ -160,9 +196,9 @@ def test_a_streams_own_scale_works_at_every_level(level: float) -> None:
     fitted = quick(streams, scale="per-stream", hidden=16, epochs=12, learning_rate=0.02)
     assert fitted.errors.rmse < 0.7 * fitted.errors.last_value_rmse
     for x in streams.values():
-        given = reference_of(fitted.model)(x[:, None].astype(np.float32))
+        given = judged(fitted, x[:, None].astype(np.float32))
         assert all(np.isfinite(value).all() for value in given.values())
-        assert (given["score"][:WARM] == 0).all()
+        assert (given["score"][:WARM] == 0).all() and (given["score"][WARM:] > 0).all()
 
 
 def test_constant_features_give_a_model() -> None:
@@ -173,7 +209,7 @@ def test_constant_features_give_a_model() -> None:
     assert fitted.errors.by_target["s1"][1] == 0
     moved = x[:, None].astype(np.float32)
     moved[250:, 0, 1] = 8.0
-    assert bool(reference_of(fitted.model)(moved)["anomaly"][250, 0])
+    assert bool(judged(fitted, moved)["anomaly"][250, 0])
 
 
 def test_streams_of_any_length_train_together() -> None:

@@ -129,7 +129,7 @@ def test_stepping_gives_the_modules_own_forecasts(cell: type[nn.RNNBase], batch_
     x = torch.from_numpy(readings(30, 4))  # [T, B, F]
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     z = (x - mean) / std
-    states = model.initial_states(4)[:-1]  # without the previous forecast
+    states = model.initial_states(4)
     with torch.no_grad():
         for t in range(30):
             given, states = model.network.step(z[t], states)
@@ -149,7 +149,7 @@ def test_a_lifted_module_is_written_and_runs(tmp_path: Path) -> None:
         scaler=scaler_of(MEAN, STD, FEATURES),
         data={"a": x},
     )
-    exported = export_step(lifted.model, tmp_path / "team.onnx", ranges=lifted.ranges)
+    exported = export_step(lifted.model, tmp_path / "team.onnx", lifted.detector, ranges=lifted.ranges)
     assert exported.weights is None and exported.report.passed
     engine = Engine(StepModel.load(exported.model))
     out = engine.advance([b"a"] * 40, x[:40])
@@ -167,7 +167,7 @@ def test_several_layers_carry_their_states_apart(tmp_path: Path) -> None:
     """Each recurrent layer has state pairs of its name, and without data there is no score."""
     module = seeded(Branches)
     lifted = lift(module, features=FEATURES, targets=["flow"], output="raw")
-    assert lifted.errors is None
+    assert lifted.errors is None and lifted.detector is None
     exported = export_step(lifted.model, tmp_path / "branches.onnx")
     assert [(s.input, s.output) for s in exported.contract.states] == [
         ("low_h0", "low_hn"),
@@ -175,6 +175,7 @@ def test_several_layers_carry_their_states_apart(tmp_path: Path) -> None:
         ("high_c0", "high_cn"),
         ("side_simple_h0", "side_simple_hn"),
         ("forecast", "next_forecast"),
+        ("last", "next_last"),
     ]
     assert [output.name for output in exported.contract.outputs] == ["prediction", "expected"]
     x = (readings(15, 1)[:, 0] - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
@@ -308,7 +309,8 @@ def test_calibration_without_a_scaler_is_in_the_datas_own_spread() -> None:
 
     module = seeded(Constant)
     nn.init.zeros_(module.get_submodule("head").bias)  # type: ignore[arg-type]
-    data: dict[str, Array] = {"a": 1e-6 * np.random.default_rng(0).standard_normal((200, 3))}
-    scoring = lift(module, features=FEATURES, data=data).model.scoring
-    assert scoring is not None
-    np.testing.assert_allclose(scoring.spread.numpy(), 1e-6, rtol=0.2)
+    data: dict[str, Array] = {"a": 1e-6 * np.random.default_rng(0).standard_normal((2000, 3))}
+    detector = lift(module, features=FEATURES, data=data).detector
+    assert detector is not None
+    np.testing.assert_allclose(detector.detector.std, 1e-6, rtol=0.2)
+    np.testing.assert_allclose(detector.detector.spread, 1.0, rtol=0.2)

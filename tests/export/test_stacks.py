@@ -133,15 +133,25 @@ def test_weights_build_the_same_model_again(cell: str, tmp_path: Path) -> None:
     assert all(one[name].tobytes() == other[name].tobytes() for name in one)
 
 
-def test_weights_of_an_older_release_are_read(tmp_path: Path) -> None:
-    """A file from before projections, without their setting, builds its model; the weights have the names they had."""
+def test_weights_without_a_later_setting_are_read(tmp_path: Path) -> None:
+    """A file that knows of no projections builds its model; the weights have the names they had."""
     made, x = model("lstm", 2), readings(12, 2)
     save(made, tmp_path / "m.pt")
     document = torch.load(tmp_path / "m.pt", weights_only=True)
     assert document["network"].pop("projection", "absent") is None
     assert {"network.rnn.weight_ih_l1", "network.head.weight", "network.gain"} < document["weights"].keys()
     torch.save(document, tmp_path / "old.pt")
-    assert reference_of(made)(x)["score"].tobytes() == reference_of(load(tmp_path / "old.pt"))(x)["score"].tobytes()
+    one, other = (reference_of(each)(x)["prediction"] for each in (made, load(tmp_path / "old.pt")))
+    assert one.tobytes() == other.tobytes()
+
+
+def test_weights_of_a_release_that_scored_in_torch_are_told_apart(tmp_path: Path) -> None:
+    """Its format is named, with the one that is read."""
+    save(model("gru"), tmp_path / "m.pt")
+    document = torch.load(tmp_path / "m.pt", weights_only=True)
+    torch.save(document | {"format": 1, "scoring": {"threshold": 1.5}}, tmp_path / "old.pt")
+    with pytest.raises(ExportError, match=r"old\.pt: has format 1, this release reads 2$"):
+        load(tmp_path / "old.pt")
 
 
 @pytest.mark.parametrize(

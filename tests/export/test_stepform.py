@@ -62,7 +62,7 @@ def test_a_step_module_is_written_and_runs(kind: str, tmp_path: Path) -> None:
     lifted = lift(module, features=FEATURES, states=KINDS[kind].states, scaler=scaler_of(MEAN, STD, FEATURES))
     exported = export_step(lifted.model, tmp_path / "team.onnx")
     assert exported.report.passed
-    assert [(s.input, s.output, s.shape) for s in exported.contract.states[:-1]] == [
+    assert [(s.input, s.output, s.shape) for s in exported.contract.states[:-2]] == [
         (s.input, s.output, s.shape) for s in KINDS[kind].states
     ]
     for path in (exported.model, sequence_path(exported.model)):

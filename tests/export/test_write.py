@@ -13,17 +13,18 @@ from statestep.export import Exported, ExportError, Forecaster, ForecasterConfig
 from statestep.export.weights import load, reference_of
 from statestep.runtime import StepModel
 
-from .models import FEATURES, model, readings
+from .models import FEATURES, detector_of, model, readings
 
 RANGES = {"flow": (4.0, 16.0), "pressure": (-5.0, -1.0), "speed": (200.0, 800.0)}
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """A two-layer LSTM with everything that a contract may say."""
+    """A two-layer LSTM with a detector and everything that a contract may say."""
     return export_step(
         model("lstm", 2),
         tmp_path_factory.mktemp("write") / "pump.onnx",
+        detector_of(model("lstm", 2)),
         model_version="7",
         ranges=RANGES,
         units={"flow": "l/s"},
@@ -47,24 +48,48 @@ def test_the_contract_says_what_the_tensors_mean(exported: Exported) -> None:
         ("h0", "hn", (2, 8), 1),
         ("c0", "cn", (2, 8), 1),
         ("forecast", "next_forecast", (2,), 0),
-        ("error", "next_error", (1,), 0),
-        ("seen", "next_seen", (1,), 0),
+        ("last", "next_last", (3,), 0),
+        *((s.input, s.output, s.shape, 0) for s in detector_of(model("lstm", 2)).detector.states[2:]),
     ]
     assert [(o.name, o.features) for o in contract.outputs] == [
         ("prediction", ("flow", "speed")),
         ("expected", ("flow", "speed")),
-        ("score", None),
-        ("threshold", None),
-        ("anomaly", None),
+        *((name, None) for name in ("score", "threshold", "anomaly")),
+        *((name, FEATURES) for name in ("contribution", "reason", "related")),
+        *((name, None) for name in ("event", "since", "severity", "status")),
+        ("drift", FEATURES),
+        ("score_drift", None),
     ]
     assert all(output.role == output.name for output in contract.outputs)
+    assert (contract.time_input, contract.missing) == ("time", "own-forecast")
     assert (contract.author, contract.description) == ("A. Team", "Forecasts flow and speed.")
     assert contract.memory is not None and contract.warm_after == contract.memory["forgets"]["0.01"]
-    assert 40 < contract.memory["outputs"]["score"]["0.01"] < 400  # its α of 0.1 alone takes 44 steps from 1 to 1e-2
+    # α of 0.1 alone takes 44 steps from 1 to 1e-2, and a mean over 256 timesteps takes 1179.
+    assert 40 < contract.memory["outputs"]["score"]["0.01"] < 2000
     assert contract.producer is not None and contract.producer.startswith("statestep 0.")
     assert f"torch {torch.__version__.partition('+')[0]}" in contract.producer
     assert contract.parity is not None and contract.parity["steps"] > 300
     assert 0 <= contract.parity["max_abs_difference"] < 1e-2  # the speed's standard deviation is 80
+
+
+def test_the_contract_says_how_the_detector_judges(exported: Exported) -> None:
+    """Its evidence by the numbers that `reason` gives, its settings, and what its threshold was taken from."""
+    detector, told = detector_of(model("lstm", 2)), exported.contract.detector
+    assert told == detector.told() == StepModel.load(exported.model).contract.detector
+    assert told is not None and told["evidence"] == ["error", "others", "range", "stuck"]
+    assert told["status"] == ["warming", "calibrated", "drifting"]
+    assert (told["alpha"], told["combine"], told["rule"], told["scale"]) == (0.1, "mean", "plain", "pooled")
+    assert told["threshold"] == pytest.approx(detector.detector.threshold, rel=1e-5)
+    assert (told["rows"], told["calm"], told["warm"], told["every"]) == (3 * 90, 10, 5, None)
+
+
+def test_without_a_detector_a_model_says_what_it_expects(tmp_path: Path) -> None:
+    """And no more: there is nothing to tell of a detector, and no time to be given."""
+    contract = export_step(model("gru"), tmp_path / "plain.onnx").contract
+    assert [output.role for output in contract.outputs] == ["prediction", "expected"]
+    assert [state.input for state in contract.states] == ["h0", "forecast", "last"]
+    assert (contract.time_input, contract.detector, contract.missing) == (None, None, "own-forecast")
+    assert contract.states[1].initial == [10.0, 500.0] and contract.states[2].initial == [10.0, -3.0, 500.0]
 
 
 def test_one_file_holds_everything(exported: Exported) -> None:
@@ -113,6 +138,7 @@ def test_the_same_model_gives_the_same_fingerprint(exported: Exported, tmp_path:
     again = export_step(
         model("lstm", 2),
         tmp_path / "pump.onnx",
+        detector_of(model("lstm", 2)),
         model_version="7",
         ranges=RANGES,
         units={"flow": "l/s"},
@@ -130,7 +156,7 @@ def test_a_failed_proof_leaves_what_was_there(tmp_path: Path) -> None:
     """A model that gives NaN is refused with the place; the older file under the name stays, and nothing joins it."""
     network = Forecaster(ForecasterConfig(3, (0, 1, 2), hidden=4))
     torch.nn.init.constant_(network.head.bias, float("nan"))
-    broken = StreamModel(network, NoScaling(), None, features=FEATURES)
+    broken = StreamModel(network, NoScaling(), features=FEATURES)
     (tmp_path / "model.onnx").write_bytes(b"older")
     with pytest.raises(ExportError, match=r"finite outputs.*step 1, stream 1: prediction of 'flow' is not a finite"):
         export_step(broken, tmp_path / "model.onnx")

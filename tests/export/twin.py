@@ -1,7 +1,8 @@
 """A detector in plain numpy, float64: one stream, one timestep at a time. The graphs are held to it.
 
 A graph computes in float32, and so a number that lies within a rounding of what it is compared with may fall on the
-other side there. The twin says where it is sure that none of its comparisons was so close.
+other side there. The twin says where it is sure that none of its comparisons was so close. Of the code under test it
+has the numbers that are set, and no formula.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from statestep.export.detector import Detector
+from statestep.export import rules
+from statestep.export.detector import LEAST_VARIANCE, Detector
+from statestep.export.scaler import LIMIT
 from statestep.runtime import NO_TIME
 
 Array = np.ndarray[Any, Any]
@@ -21,7 +24,6 @@ Forecast = Callable[[int, Array], Array]  # stream, x [F] without holes → [K]
 
 NEAR = 1e-5  # of what is compared, or of 1
 NEAR_RANK = 2e-6  # of two scores in a ring
-LIMIT = 1e9
 KINDS = ("error", "others", "range", "stuck")
 
 
@@ -67,14 +69,14 @@ class Stream:
         self.d = d
         begin = d.mean.astype(np.float32).astype(np.float64)
         self.forecast, self.last = begin[list(d.targets)], begin
-        self.seen = 0
+        self.seen = self.count = 0  # the first up to `warm`
         self.smooth = np.zeros(d.width)
         self.usual = np.square(d.spread)
-        self.run = np.zeros(d.width)
+        self.apart_as_ever, self.run = np.zeros(d.width), np.zeros(d.width)
         self.ring = [] if d.past is None else [float(score) for score in d.past.astype(np.float32)]
         if d.rule == "likelihood":
             self.short, self.mean = float(np.mean(self.ring)), float(np.mean(self.ring))
-            self.variance = max(float(np.var(self.ring)), 1e-12)
+            self.variance = max(float(np.var(self.ring)), LEAST_VARIANCE)
         self.outside, self.outside_score = np.zeros(d.width), 0.0
         self.length, self.quiet, self.began, self.peak = 0, 0, int(NO_TIME), 0.0
         self.ticks = 0
@@ -95,7 +97,7 @@ class Stream:
         evidence = self.evidence(x, z, std, missing, out)
         strongest = np.max(list(evidence.values()), axis=0)
         moved = d.alpha * (strongest if judged else 0.0) + (1 - d.alpha) * self.smooth
-        moved[moved < 1e-30] = 0.0
+        moved[moved < rules.TINY] = 0.0
         self.smooth = np.where(missing, self.smooth, moved)
         logs = np.log1p(self.smooth)
         plain = combined(logs, d.combine)
@@ -104,12 +106,12 @@ class Stream:
         over = bool(score > level) and judged
         self.sure &= not judged or (self.apart(least, level) and self.apart(most, level))
         out |= {"score": score, "threshold": level, "anomaly": over}
-        out["contribution"] = logs / max(logs.sum(), 1e-30)
+        out["contribution"] = logs / max(logs.sum(), rules.TINY)
         out |= self.reason(evidence)
         self.event(out, over, judged, score / level, time)
         self.drift(out, z, plain, judged, missing)
         self.forecast, self.last = np.asarray(prediction, np.float64), x
-        self.seen = min(self.seen + 1, d.warm)
+        self.seen, self.count = min(self.seen + 1, d.warm), self.count + 1
         return out | {"sure": self.sure, "ranked": self.sure and self.ranked}
 
     def apart(self, one: Any, other: Any) -> bool:
@@ -126,24 +128,27 @@ class Stream:
                 found["error"][column] = np.clip(miss / (d.std[column] * d.spread[k]), -LIMIT, LIMIT) ** 2
                 continue
             square = np.clip(miss / std[column], -LIMIT, LIMIT) ** 2
-            found["error"][column] = min(square / max(self.usual[k], 1e-12), LIMIT)
+            found["error"][column] = min(square / max(self.usual[k], rules.LEAST_SQUARE), LIMIT)
             if self.seen == 0 or missing[column]:
                 continue
             warmed = self.seen >= d.warm
-            newest = min(square, 16 * self.usual[k]) if warmed else square
+            newest = min(square, rules.FASTEST**2 * self.usual[k]) if warmed else square
             self.usual[k] += (newest - self.usual[k]) / (max(d.window, d.warm) if warmed else self.seen)
         if d.others is not None and d.others_spread is not None:
-            said = np.clip(z, -10, 10) @ d.others
-            found["others"] = np.clip((z - said) / d.others_spread, -LIMIT, LIMIT) ** 2
+            said = np.clip(z, -rules.REACH, rules.REACH) @ d.others
+            off = np.clip((z - said) / d.others_spread, -LIMIT, LIMIT) - self.apart_as_ever
+            found["others"] = np.square(off)
+            step = np.clip(off, -rules.FASTEST, rules.FASTEST) / min(max(self.count + 1, rules.FEWEST), d.window)
+            self.apart_as_ever = self.apart_as_ever + np.where(missing, 0, step)
             out["related"] = x + (said - z) * std
         if d.low is not None and d.high is not None:
-            margin = np.maximum(0.05 * (d.high - d.low), 1e-6)
+            margin = np.maximum(rules.MARGIN * (d.high - d.low), rules.LEAST_MARGIN)
             beyond = np.maximum(np.maximum(d.low - margin - z, z - d.high - margin), 0)
             found["range"] = np.minimum(beyond / margin, LIMIT) ** 2
         if d.still is not None:
             resting = np.where(x == self.last, self.run + 1, 0)
             limit = np.maximum(d.still, 1)  # inf: it may rest for ever
-            found["stuck"] = np.where(resting > limit, 4 * np.square(resting / limit), 0)
+            found["stuck"] = np.where(resting > limit, rules.STUCK * np.square(resting / limit), 0)
             self.run = np.where(missing, self.run, resting)
         return found
 
@@ -152,7 +157,7 @@ class Stream:
         kinds = np.stack(list(evidence.values()))  # [kinds, F]
         ranks = np.sort(kinds, axis=0)
         clear = len(kinds) == 1 or (ranks[-1] == 0) | (ranks[-1] - ranks[-2] > 1e-4 * ranks[-1])
-        places = np.array([KINDS.index(name) for name in evidence])
+        places = np.arange(len(evidence))
         return {"reason": places[kinds.argmax(axis=0)], "reasoned": np.broadcast_to(clear, ranks[-1].shape)}
 
     def score(self, plain: float) -> tuple[float, float, float]:
@@ -161,12 +166,12 @@ class Stream:
         if d.rule == "plain":
             return plain, plain, plain
         if d.rule == "likelihood":
-            self.short = 0.2 * plain + 0.8 * self.short
+            self.short = rules.SHORT * plain + (1 - rules.SHORT) * self.short
             score = max((self.short - self.mean) / math.sqrt(self.variance), 0.0)
             if quiet:
                 apart = plain - self.mean
                 self.mean += apart / d.window
-                self.variance = max((1 - 1 / d.window) * (self.variance + apart**2 / d.window), 1e-12)
+                self.variance = max((1 - 1 / d.window) * (self.variance + apart**2 / d.window), LEAST_VARIANCE)
             return score, score, score
         score, least, most = (rarity(self.ring, plain, off) for off in (0.0, -NEAR_RANK, NEAR_RANK))
         self.ranked = most - least < 0.5 * math.log10(1 + 1 / (d.window + 1))
@@ -176,8 +181,8 @@ class Stream:
 
     def factor(self) -> float:
         """How far the ticks have moved the threshold."""
-        share = 0.05 * self.ticks / self.d.every if self.d.every else 0.0
-        return min(max(1 + share, 0.5), 4.0)
+        share = rules.GAIN * self.ticks / self.d.every if self.d.every else 0.0
+        return min(max(1 + share, rules.LOWEST), rules.HIGHEST)
 
     def event(self, out: dict[str, Any], over: bool, judged: bool, ratio: float, time: int) -> None:
         """It begins, goes on through shorter calm, and ends."""
@@ -185,7 +190,8 @@ class Stream:
         begins = over and self.length == 0
         if d.every is not None:
             self.ticks += (d.every if begins else 0) - judged
-            self.ticks = min(max(self.ticks, -10 * d.every), 60 * d.every)  # 0.5 and 4 in steps of 0.05
+            low, high = (round((bound - 1) / rules.GAIN) * d.every for bound in (rules.LOWEST, rules.HIGHEST))
+            self.ticks = min(max(self.ticks, low), high)
         if begins:
             self.began, self.peak = time, ratio
         out |= {"event": 0, "since": int(NO_TIME), "severity": 0.0}
@@ -206,13 +212,13 @@ class Stream:
         if d.usual_low is not None and d.usual_high is not None:
             odd = (z < d.usual_low) | (z > d.usual_high)
             self.sure &= self.apart(z, d.usual_low) and self.apart(z, d.usual_high)
-            self.outside = np.where(missing, self.outside, self.outside + (odd - self.outside) / 500)
+            self.outside = np.where(missing, self.outside, self.outside + rules.SLOW * (odd - self.outside))
             if judged:
-                self.outside_score += ((plain > d.usual_score) - self.outside_score) / 500
+                self.outside_score += rules.SLOW * ((plain > d.usual_score) - self.outside_score)
                 self.sure &= self.apart(plain, d.usual_score)
             highest = max(*self.outside, self.outside_score)
-            drifting = judged and highest > 0.5
-            self.sure &= self.apart(highest, 0.5)
+            drifting = judged and highest > rules.DRIFTED
+            self.sure &= self.apart(highest, rules.DRIFTED)
             out |= {"drift": self.outside, "score_drift": self.outside_score}
         out["status"] = int(judged) + int(drifting)
 
@@ -224,15 +230,15 @@ def combined(logs: Array, how: str) -> float:
 
 
 def rarity(ring: list[float], plain: float, off: float) -> float:
-    """−log10 of the share of scores that are no lower, with an exponential tail above the highest tenth.
+    """−log10 of the share of scores that are no lower, with an exponential tail above the highest ones.
 
     `off` is added to a score in all comparisons but with its very equal: where nothing is read, it stays to the bit.
     """
     width, falling = len(ring), sorted((score + off * (score == plain) for score in ring), reverse=True)
     plain += off
-    count = max(math.ceil(0.1 * width), 2)
+    count = max(math.ceil(rules.TAIL * width), 2)
     edge = falling[count - 1]
     if plain <= edge:
         return -math.log10((sum(score >= plain for score in falling) + 1) / (width + 1))
-    scale = max(sum(score - edge for score in falling[:count]) / count, 1e-6)
+    scale = max(sum(score - edge for score in falling[:count]) / count, rules.LEAST_SCALE)
     return (plain - edge) / scale / math.log(10) + math.log10((width + 1) / count)

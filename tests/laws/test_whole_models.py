@@ -1,4 +1,4 @@
-"""All laws on models as people have them: exported with scaling and score, or converted from other tools' graphs."""
+"""All laws on models as people have them: exported with scaling and a detector, or converted from other tools' graphs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from statestep.export import export_step, laws_of
+from statestep.export import Judging, export_step, laws_of
 from statestep.export.against import sequence_path
 from statestep.export.convert import convert
 from statestep.export.histories import stepped
 from statestep.runtime import StepModel
 
-from ..export.models import model, readings
+from ..export.models import detector_of, model, readings
 
-KINDS = [("lstm", 2, "per-stream"), ("gru", 1, "pooled"), ("lstm,rnn", 1, "per-stream")]
+KINDS = [
+    ("lstm", 2, "per-stream", "likelihood"),
+    ("gru", 1, "pooled", "conformal"),
+    ("lstm,rnn", 1, "per-stream", "plain"),
+]
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "models"
 CONVERTED = ["keras_gru", "legacy_lstm2", "legacy_rnn", "torch_tcn_chomped"]  # a Loop, LSTMs, and two that round
 
@@ -24,9 +28,10 @@ CONVERTED = ["keras_gru", "legacy_lstm2", "legacy_rnn", "torch_tcn_chomped"]  # 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: "-".join(map(str, kind)))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with everything that `statestep fit` gives it."""
-    cell, layers, scale = request.param
-    out = tmp_path_factory.mktemp("whole") / "model.onnx"
-    return export_step(model(cell, layers, scale=scale, hidden=24), out).model
+    cell, layers, scale, rule = request.param
+    made = model(cell, layers, scale=scale, hidden=24)
+    detector = detector_of(made, Judging(rule=rule))
+    return export_step(made, tmp_path_factory.mktemp("whole") / "model.onnx", detector).model
 
 
 def test_an_exported_model_keeps_all_laws(exported: Path) -> None:

@@ -1,11 +1,12 @@
 """The models that the laws are held to: every cell at every depth, mixed stacks, and modules of a team's own.
 
-Each is exported without the score, which every stream model adds in the same way, and without the proof that
+Each is exported without a detector, which is held to the laws in `test_detectors.py`, and without the proof that
 `export_step` makes: that is what the laws are here to show.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ import onnx
 from statestep.export import CELLS, Forecaster, StreamModel, scaler_of
 from statestep.export.against import SequenceFile, sequence_path
 from statestep.export.compare import Outputs
+from statestep.export.compose import Ports, composed, composed_sequence
+from statestep.export.detector import Forecasts
 from statestep.export.graph import sequence_graph, step_graph
 from statestep.export.laws import Reference
 from statestep.export.lift import lift
@@ -50,20 +53,13 @@ class Specimen(NamedTuple):
 def specimen(name: str, folder: Path) -> Specimen:
     """One of `NAMES`, exported into `folder`."""
     stream_model = _stream_model(name)
-    graph, path = step_graph(stream_model), folder / "model.onnx"
-    contract = contract_of(
-        stream_model,
-        name=name,
-        model_version="1",
-        ranges={},
-        units={},
-        period_seconds=None,
-        license=None,
-        trained_on=None,
-    )
-    stamp(graph, contract)
-    onnx.save(graph, path)
-    onnx.save(sequence_graph(stream_model), sequence_path(path))
+    path, ports = folder / "model.onnx", Ports()
+    known = Forecasts(features=FEATURES, targets=stream_model.network.targets, mean=np.array(MEAN))
+    made = composed(step_graph(stream_model), known, ports)
+    stamp(made.graph, replace(contract_of(stream_model, made, ranges={}, units={}), name=name))
+    onnx.save(made.graph, path)
+    names = {output.role or "": output.name for output in made.outputs}
+    onnx.save(composed_sequence(sequence_graph(stream_model), known, ports, names), sequence_path(path))
     z = (X.astype(np.float64) - MEAN) / STD  # [T, B, F]
     columns = list(stream_model.network.targets)
     corrected = np.stack([_in_numpy(name, stream_model, z[:, stream]) for stream in range(z.shape[1])], axis=1)
@@ -74,13 +70,12 @@ def specimen(name: str, folder: Path) -> Specimen:
 
 
 def _stream_model(name: str) -> StreamModel:
-    """In the sensors' units, without a score."""
+    """In the sensors' units."""
     if name in MODULES:
         scaler = scaler_of(MEAN, STD, FEATURES)
         return lift(made(name), features=FEATURES, states=KINDS[name].states, scaler=scaler).model
     cell, _, layers = name.partition(" x")
-    scored = model(cell, int(layers or 1), hidden=UNITS, seed=SEED)
-    return StreamModel(scored.network, scored.scaling, None, features=FEATURES)
+    return model(cell, int(layers or 1), hidden=UNITS, seed=SEED)
 
 
 def _in_numpy(name: str, stream_model: StreamModel, z: Array) -> Array:

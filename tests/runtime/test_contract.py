@@ -32,7 +32,11 @@ FULL = Contract(
         State("seen", "next_seen", (), dtype="int64", initial=-4),
         State("ever", "next_ever", (1,), dtype="bool", initial=True),
     ),
-    outputs=(Output("y", role="prediction", features=("flow",)), Output("s", batch_axis=1), Output("q", role="score")),
+    outputs=(
+        Output("y", role="prediction", features=("flow",)),
+        Output("s", batch_axis=1),
+        Output("q", role="event", state="seen"),
+    ),
     model_version="2.1",
     input="reading",
     input_dtype="float64",
@@ -210,6 +214,8 @@ SENSELESS: list[tuple[dict[str, Any], str]] = [
     ({"outputs": (Output("y"), Output("y"))}, r"each output once, \['y'\]"),
     ({"outputs": (Output("y", role="score"), Output("z", role="score"))}, r"each role once, \['score'\]"),
     ({"outputs": (Output("y", features=("a", "c")),)}, r"output 'y' names \['c'\], which are no features"),
+    ({"outputs": (Output("y", state="next_h"),)}, "output 'y' is held by 'next_h', which is no state"),
+    ({"outputs": (Output("y", state=["h"]),)}, r"output 'y' is held by \['h'\], which is no state"),  # type: ignore[arg-type]
 ]
 
 

@@ -2,7 +2,8 @@
 plain loops, record by record, when it is written.
 
 The model folds every value into a 64-bit number, so that a record that is lost, doubled, late or of another stream
-changes all that its stream gives from then on, and every machine and batch gives the same bits.
+changes all that its stream gives from then on, and every machine and batch gives the same bits. The number decides as
+well where an event begins and ends, whose length and beginning are states.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import random
 from bisect import bisect_right
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,32 +29,49 @@ ODD = 666  # the value for which the model gives no number
 PERIOD_MS = 1000
 TOPIC = "in"
 WRITER = 1_000_000  # the first producer id of transactions in the input
+LONG = 600  # bytes of a stream's name of which the topic of events takes nothing, where a run is poisoned
+BEGINS, ENDS = (8, 3), (4, 1)  # y modulo the first of each being the second, an event begins or ends
 CONTRACT = Contract(
     "fold",
     (Feature("v"),),
-    (State("h", "next_h", (1,), dtype="int64"),),
-    (Output("y", role="prediction", features=("v",)),),
+    (
+        State("h", "next_h", (1,), dtype="int64"),
+        State("length", "next_length", (1,), dtype="int64"),
+        State("began", "next_began", (1,), dtype="int64", initial=NO_TIME),
+    ),
+    (
+        Output("y", role="prediction", features=("v",)),
+        Output("event", role="event", state="length"),
+        Output("since", role="since", state="began"),
+    ),
     period_seconds=PERIOD_MS / 1000,
 )
 
 
 class Fold:
-    """The model: h ← h·A + v·B + 1 modulo 2^64, and y is 16 bits of h."""
+    """The model: h ← h·A + v·B + 1 modulo 2^64, y is 16 bits of h, and so are the beginnings and ends of events."""
 
     contract = CONTRACT
 
     def initial_states(self) -> list[Array]:
-        """A new stream's h."""
+        """A new stream's h, and no event."""
         return [state.initial_value() for state in self.contract.states]
 
     def step(
         self, x: Array, states: Sequence[Array], times: Array | None = None
     ) -> tuple[dict[str, Array], list[Array]]:
-        """x [B, 1] and h [B, 1] → y [B, 1] and h [B, 1]."""
+        """x [B, 1], states [B, 1] each and times [B] → y [B, 1], event [B], since [B], and the next states."""
         v = x.astype(np.int64)  # [B, 1]
         h = states[0] * np.int64(A) + v * np.int64(B) + np.int64(1)  # [B, 1]
-        y = ((h >> 40) & 0xFFFF).astype(np.float32)  # [B, 1]
-        return {"y": np.where(v == ODD, np.float32(np.nan), y)}, [h]
+        bits, length = (h >> 40) & 0xFFFF, states[1]  # [B, 1]
+        now = np.full_like(h, NO_TIME) if times is None else times[:, None]  # [B, 1]
+        begins = (length == 0) & (bits % BEGINS[0] == BEGINS[1])
+        ends = (length > 0) & (bits % ENDS[0] == ENDS[1])
+        longer = np.where(begins | (length > 0), length + 1, 0)  # [B, 1]
+        since = np.where(begins, now, states[2])  # [B, 1]
+        y = np.where(v == ODD, np.float32(np.nan), bits.astype(np.float32))  # [B, 1]
+        outputs = {"y": y, "event": np.where(ends, -longer, longer)[:, 0], "since": since[:, 0]}
+        return outputs, [h, np.where(ends, 0, longer), np.where(ends, NO_TIME, since)]
 
 
 class Remembered(NamedTuple):
@@ -62,6 +81,17 @@ class Remembered(NamedTuple):
     step: int
     time: int  # ns
     h: int
+    length: int = 0  # of the event that it is in
+    began: int = NO_TIME  # ns
+
+
+class Told(NamedTuple):
+    """What must be told of an event."""
+
+    id: str
+    phase: str
+    steps: int
+    since: int  # ns
 
 
 class Answer(NamedTuple):
@@ -74,6 +104,13 @@ class Answer(NamedTuple):
     step: int = 0
     y: float = 0.0
     flags: tuple[str, ...] = ()
+    event: Told | None = None  # that the record belongs to, or that ends with its stream
+
+    @property
+    def notice(self) -> Told | None:
+        """What the topic of events is told: a beginning or an end, of a stream whose name it takes."""
+        told = self.event is not None and self.event.phase != "on" and len(self.key or b"") < LONG
+        return self.event if told else None
 
 
 class History:
@@ -96,13 +133,18 @@ class History:
 class Feed:
     """The input topic: writes records of all kinds, and knows what must come of them."""
 
-    def __init__(self, world: World, cluster: Cluster, chance: random.Random, partitions: int, keys: int):
+    def __init__(
+        self, world: World, cluster: Cluster, chance: random.Random, partitions: int, keys: int, poisoned: bool
+    ):
+        """`poisoned`: some records are too large for the output, and a stream's name for the topic of events."""
         self._world, self._cluster, self._chance = world, cluster, chance
         self._keys = [b"stream-%d" % number for number in range(keys)]
+        if poisoned:
+            self._keys[-1] += b"-" * LONG
         self._clock_ms = dict.fromkeys(self._keys, world.wall_ms())
         self._last: dict[tuple[int, bytes], bytes] = {}
         self._writers = WRITER
-        self.poisoned = False  # whether some records are too large for the output
+        self._poisoned = poisoned
         self.answers: list[dict[int, Answer]] = [{} for _ in range(partitions)]  # by partition and offset
         self.records: list[list[int]] = [[] for _ in range(partitions)]  # offsets of all that readers see, rising
         self.streams: list[dict[bytes, History]] = [{} for _ in range(partitions)]
@@ -144,7 +186,7 @@ class Feed:
         number = ODD if chance.random() < 0.02 else chance.randrange(1 << 20)
         value = json.dumps({"v": number, "ts": self._clock_ms[key]}).encode()
         self._last[partition, key] = value
-        return key, value, [("note", b"x" * 4000)] if self.poisoned and chance.random() < 0.02 else []
+        return key, value, [("note", b"x" * 4000)] if self._poisoned and chance.random() < 0.02 else []
 
     def _expect(self, partition: int, offset: int, key: bytes | None, value: bytes | None, large: bool) -> None:
         """Work out what must come of a record."""
@@ -154,26 +196,29 @@ class Feed:
     def _answer(self, partition: int, offset: int, key: bytes | None, value: bytes | None, large: bool) -> Answer:
         if value is None:
             assert key is not None
-            history = self.streams[partition].get(key)
-            if history is not None and history.states[-1] is not None:
+            history, event = self.streams[partition].get(key), None
+            if history is not None and (last := history.states[-1]) is not None:
+                if last.length:
+                    event = told(partition, key, last.step, last.length, last.began)._replace(phase="end")
                 history.offsets.append(offset)
                 history.states.append(None)
-            return Answer("tombstone", key, None)
+            return Answer("tombstone", key, None, event=event)
         reason, v, time = judged(key, value)
         if reason:
             return Answer("dead", key, value, reason)
         assert key is not None
         known = self.streams[partition].get(key)
         before = known.states[-1] if known is not None else None
-        after, y, flags = applied(before, offset, v, time)
+        after, y, flags, count, since = applied(before, offset, v, time)
         if v == ODD:
             return Answer("dead", key, value, "non-finite")
         history = self.streams[partition].setdefault(key, History())
         history.offsets.append(offset)
         history.states.append(after)
+        event = told(partition, key, after.step, count, since) if count else None
         if large:
-            return Answer("dead", key, value, "undeliverable")
-        return Answer("output", key, value, "", after.step, y, flags)
+            return Answer("dead", key, value, "undeliverable", event=event)
+        return Answer("output", key, value, "", after.step, y, flags, event)
 
 
 def judged(key: bytes | None, value: bytes) -> tuple[str, int, int]:
@@ -196,12 +241,31 @@ def judged(key: bytes | None, value: bytes) -> tuple[str, int, int]:
     return "", found["v"], found["ts"] * 1_000_000
 
 
-def applied(before: Remembered | None, offset: int, v: int, time: int) -> tuple[Remembered, float, tuple[str, ...]]:
-    """One step of one stream: what is remembered after it, its output and its flags."""
+def told(partition: int, key: bytes, step: int, count: int, since: int) -> Told:
+    """An event as of a stream's timestep; `count` is its length so far, below 0 at its end."""
+    steps = abs(count)
+    place = b"%s\0%d\0%d\0%d\0%s" % (TOPIC.encode(), partition, step - steps + 1, since, key)
+    phase = "end" if count < 0 else "begin" if count == 1 else "on"
+    return Told(blake2b(place, digest_size=8).hexdigest(), phase, steps, since)
+
+
+def applied(
+    before: Remembered | None, offset: int, v: int, time: int
+) -> tuple[Remembered, float, tuple[str, ...], int, int]:
+    """One step of one stream: what is remembered after it, output, flags, and of its event length and beginning."""
     h, step, greatest = (0, 0, NO_TIME) if before is None else (before.h, before.step, before.time)
+    length, began = (0, NO_TIME) if before is None else (before.length, before.began)
     h = (h * A + v * B + 1) % (1 << 64)
     flags: tuple[str, ...] = ()
     if greatest != NO_TIME:
         flags = ("out_of_order",) * (time < greatest) + ("gap",) * (time - greatest > 1.5 * PERIOD_MS * 1e6)
-    signed = h - (1 << 64) if h >= 1 << 63 else h
-    return Remembered(offset, step + 1, max(greatest, time), signed), float(h >> 40 & 0xFFFF), flags
+    signed, bits = h - (1 << 64) if h >= 1 << 63 else h, h >> 40 & 0xFFFF
+    count, since = 0, NO_TIME
+    if length:
+        count, since = length + 1, began
+        if bits % ENDS[0] == ENDS[1]:
+            count = -count
+    elif bits % BEGINS[0] == BEGINS[1]:
+        count, since = 1, time
+    held = (count, since) if count > 0 else (0, NO_TIME)
+    return Remembered(offset, step + 1, max(greatest, time), signed, *held), float(bits), flags, count, since

@@ -38,7 +38,7 @@ from statestep.runtime import Engine
 from .clients import Clients
 from .cluster import Cluster
 from .feed import TOPIC, Feed, Fold
-from .invariants import APP, CHANGELOG, DEAD, OUTPUT, Watch
+from .invariants import APP, CHANGELOG, DEAD, EVENTS, OUTPUT, Watch
 from .log import Partition
 from .plans import plan
 from .schedules import Schedule, aim
@@ -98,7 +98,8 @@ class Run:
         self.cluster = Cluster(self.world)
         self.cluster.abort_check_s = 1.0
         self.cluster.create(TOPIC, p.partitions)
-        self.cluster.create(OUTPUT, p.partitions, {"max.message.bytes": "3000"} if p.poisoned else {})
+        for topic, size in ((OUTPUT, "3000"), (EVENTS, "1200")):
+            self.cluster.create(topic, p.partitions, {"max.message.bytes": size} if p.poisoned else {})
         clients = Clients(self.world, self.cluster)
         self.clients = KafkaClients(
             clients.KafkaConsumer,
@@ -108,8 +109,7 @@ class Run:
             self.world.sleep,
             self.world.within,
         )
-        self.feed = Feed(self.world, self.cluster, random.Random(f"feed {seed}"), p.partitions, p.keys)
-        self.feed.poisoned = p.poisoned
+        self.feed = Feed(self.world, self.cluster, random.Random(f"feed {seed}"), p.partitions, p.keys, p.poisoned)
         self.watch = Watch(self.world, self.cluster, self.feed, p.partitions, p.exactly_once)
         self.alive: dict[str, Process] = {}
         self.stopping: set[str] = set()
@@ -160,14 +160,14 @@ class Run:
         p, clients = self.plan, self.clients
         properties = {"bootstrap_servers": ["simulated"]}
         instance = f"instance-{name[0]}" if p.static else None
-        counts = prepare_topics(properties, APP, TOPIC, [OUTPUT, DEAD], create=True, clients=clients)
+        counts = prepare_topics(properties, APP, TOPIC, [OUTPUT, DEAD, EVENTS], create=True, clients=clients)
         source = WatchedSource(
             TOPIC, APP, properties, counts[TOPIC], instance_id=instance, session_timeout_ms=p.session_ms,
             max_poll_interval_ms=p.poll_ms, look_s=LOOK_S, clients=clients,
         )  # fmt: skip
         stack.callback(source.close)
         sink = WatchedSink(
-            TOPIC, APP, properties, OUTPUT, DEAD, counts, instance_id=instance,
+            TOPIC, APP, properties, OUTPUT, DEAD, counts, events=EVENTS, instance_id=instance,
             guarantee="exactly-once" if p.exactly_once else "at-least-once", transaction_timeout_ms=p.transaction_ms,
             transactional_id=None if p.static else f"{APP}-{name}-{self.world.random.getrandbits(64):x}",
             clients=clients,
@@ -181,8 +181,9 @@ class Run:
             stack.callback(store.close)
         model = self.model
         pipeline = Pipeline(
-            Engine(model, p.max_streams), Decoder(model.contract, Fields()), Encoder(model.contract, "f0", TOPIC)
-        )
+            Engine(model, p.max_streams), Decoder(model.contract, Fields()), Encoder(model.contract, "f0", TOPIC),
+            events=True,
+        )  # fmt: skip
         source.watch = sink.watch = changelog.watch = self.watch
         source.engine, source.sink, sink.source = pipeline.engine, sink, source
         service = Service(

@@ -15,21 +15,25 @@ import json
 import struct
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from statestep.consumers.changelog import MARKER, Marker, decode_marker
+from statestep.runtime import NO_TIME
 
 from .cluster import Cluster, Transaction
-from .feed import TOPIC, Answer, Feed, Remembered, applied, judged
+from .feed import TOPIC, Answer, Feed, Remembered, Told, applied, judged
 from .groups import Group
 from .log import Entry
 from .world import World
 
 APP = "app"
-OUTPUT, DEAD, CHANGELOG = "out", "dead", f"{APP}-state-changelog"
-RECORD = struct.Struct("<3sB8sIqqqqI")  # magic, format, layout, epoch, offset, step, time, h, checksum
+OUTPUT, DEAD, EVENTS, CHANGELOG = "out", "dead", "events", f"{APP}-state-changelog"
+ANSWERS = (OUTPUT, DEAD, EVENTS)
+# magic, format, layout, epoch, offset, step, time, h, length, began, checksum
+RECORD = struct.Struct("<3sB8sIqqqqqqI")
 SAMPLE = 0.05  # of commits after which all streams are rebuilt in full
 
 
@@ -39,8 +43,9 @@ class Durable:
     def __init__(self) -> None:
         self.marker: Marker | None = None
         self.states: dict[bytes, bytes] = {}  # the changelog's records, latest by key
-        self.answered: set[int] = set()  # at-least-once: offsets whose answer has been seen
-        self.scanned = {OUTPUT: 0, DEAD: 0}
+        # At-least-once: by topic the offsets whose answer has been seen.
+        self.answered: dict[str, set[int]] = {topic: set() for topic in ANSWERS}
+        self.scanned = dict.fromkeys(ANSWERS, 0)
 
 
 class Watch:
@@ -102,7 +107,7 @@ class Watch:
 
     def _look(self, transaction: Transaction) -> None:
         self.commits += 1
-        written: dict[str, dict[int, list[Entry]]] = {OUTPUT: {}, DEAD: {}, CHANGELOG: {}}
+        written: dict[str, dict[int, list[Entry]]] = {topic: {} for topic in (*ANSWERS, CHANGELOG)}
         for tp, log in transaction.partitions.items():
             written[tp.topic][tp.partition] = log.open.get(transaction.producer_id, [])
         pending = [g.pending.get(transaction.producer_id, {}) for g in transaction.groups.values()]
@@ -110,7 +115,7 @@ class Watch:
         self.expect(
             offsets.keys() == written[CHANGELOG].keys(), "markers and offsets differ", offsets, written[CHANGELOG]
         )
-        for topic in (OUTPUT, DEAD):
+        for topic in ANSWERS:
             self.expect(written[topic].keys() <= offsets.keys(), "answers without an offset", topic, written[topic])
         for partition, told in offsets.items():
             records = written[CHANGELOG].get(partition, [])
@@ -170,10 +175,8 @@ class Watch:
         self, partition: int, first: int, end: int, written: Mapping[str, Mapping[int, list[Entry]]]
     ) -> None:
         """Invariants 2 and 3: each record from `first` to `end` is answered once, in order, and nothing else is."""
-        answers = self._feed.answers[partition]
-        visible = self._visible(partition, first, end)
-        for topic in (OUTPUT, DEAD):
-            wanted = [offset for offset in visible if (answers[offset].kind == "dead") == (topic == DEAD)]
+        for topic in ANSWERS:
+            wanted = self._owed(topic, partition, first, end)
             entries = written[topic].get(partition, [])
             found = [self.judge(topic, partition, entry) for entry in entries]
             self.expect(
@@ -183,12 +186,19 @@ class Watch:
     def _check_seen(self, partition: int, first: int, end: int) -> None:
         """The same of at-least-once: each has been answered by now, perhaps more than once, and always alike."""
         durable = self.durable[partition]
-        for topic in (OUTPUT, DEAD):
+        for topic in ANSWERS:
             log = self._cluster.partition((topic, partition))
             entries, durable.scanned[topic] = log.fetch(durable.scanned[topic], len(log.entries) + 1, committed=True)
-            durable.answered |= {self.judge(topic, partition, entry) for entry in entries}
-        lost = set(self._visible(partition, first, end)) - durable.answered
-        self.expect(not lost, f"partition {partition}: not answered from {first} to {end}", lost)
+            durable.answered[topic] |= {self.judge(topic, partition, entry) for entry in entries}
+            lost = set(self._owed(topic, partition, first, end)) - durable.answered[topic]
+            self.expect(not lost, f"partition {partition}: not answered in {topic} from {first} to {end}", lost)
+
+    def _owed(self, topic: str, partition: int, first: int, end: int) -> list[int]:
+        """The records from `first` to `end` that must have an answer in a topic."""
+        answers, visible = self._feed.answers[partition], self._visible(partition, first, end)
+        if topic == EVENTS:  # what no broker took of an answer, it may not have taken of the event
+            return [offset for offset in visible if answers[offset].notice and answers[offset].kind != "dead"]
+        return [offset for offset in visible if (answers[offset].kind == "dead") == (topic == DEAD)]
 
     def _visible(self, partition: int, first: int, end: int) -> list[int]:
         records = self._feed.records[partition]
@@ -202,6 +212,10 @@ class Watch:
         wanted = self._feed.answers[partition].get(offset)
         if self.expect(wanted is not None, f"partition {partition}: an answer in {topic} to nothing", offset):
             assert wanted is not None
+            if topic == EVENTS:
+                wanted = Answer("event", wanted.key, None, event=wanted.notice)
+            elif wanted.kind != "output":
+                wanted = wanted._replace(event=None)
             wanted = wanted._replace(value=wanted.value if topic == DEAD else None)
             found = told(topic, entry, headers)
             self.expect(found == wanted, f"partition {partition}, offset {offset}: the answer", found, wanted)
@@ -249,7 +263,7 @@ class Watch:
                 continue
             reason, v, time = judged(key, answer.value)
             if not reason and answer.reason != "non-finite":
-                found[key or b""], _, _ = applied(before, offset, v, time)
+                found[key or b""], *_ = applied(before, offset, v, time)
         wanted = {key: history.before(marker.next) for key, history in self._feed.streams[partition].items()}
         wanted = {key: state for key, state in wanted.items() if state is not None}
         self.expect(found == wanted, f"partition {partition}: rebuilt in full", found, wanted, marker)
@@ -272,7 +286,7 @@ class Watch:
             told = self._cluster.group(APP).offsets.get(TopicPartition(TOPIC, partition))
             self.expect(told is not None and told.offset == marker.next, "the group's offset", told, marker)
             if self._exactly_once:
-                entries = {topic: {partition: self._cluster.read(topic, partition)} for topic in (OUTPUT, DEAD)}
+                entries = {topic: {partition: self._cluster.read(topic, partition)} for topic in ANSWERS}
                 self._check_answers(partition, 0, marker.next, entries)
             else:
                 self._check_seen(partition, 0, marker.next)
@@ -293,8 +307,8 @@ def read(value: bytes, epoch: int) -> Remembered | None:
     """What a state record holds, if it is one of the epoch."""
     if len(value) != RECORD.size:
         return None
-    _, _, _, theirs, offset, step, time, h, _ = RECORD.unpack(value)
-    return Remembered(offset, step, time, h) if theirs == epoch else None
+    _, _, _, theirs, *held, _ = RECORD.unpack(value)
+    return Remembered(*held) if theirs == epoch else None
 
 
 def told(topic: str, entry: Entry, headers: Mapping[str, str]) -> Answer:
@@ -305,4 +319,10 @@ def told(topic: str, entry: Entry, headers: Mapping[str, str]) -> Answer:
         return Answer("tombstone", entry.key, None)
     found = json.loads(entry.value)
     key = entry.key if found["stream"].encode() == entry.key else b"not the one in the value"
-    return Answer("output", key, None, "", found["step"], found["prediction"]["v"], tuple(found["flags"]))
+    event = found if topic == EVENTS else found.get("event")
+    if event is not None:
+        since = NO_TIME if event["since"] is None else round(datetime.fromisoformat(event["since"]).timestamp() * 1000)
+        event = Told(event["id"], event["phase"], event["steps"], since if since == NO_TIME else since * 1_000_000)
+    if topic == EVENTS:
+        return Answer("event", key, None, event=event)
+    return Answer("output", key, None, "", found["step"], found["prediction"]["v"], tuple(found["flags"]), event)

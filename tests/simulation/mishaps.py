@@ -299,6 +299,7 @@ OVERTAKEN = Scenario(
     {"store": True, "store_kept": 1.0, "processes": 2, "partitions": 1, "records": 1, "keys": 10, "snapshot_s": 0.3},
     happens=overtaken,
     bound_s=40.0,
+    seeds=range(1, 41),
 )
 LEAVE = Scenario({"processes": 2}, happens=leaves("b", 3.0, 6.0))
 LOOKS = Scenario({"processes": 2}, happens=both(strikes("pause-after", "consumer.committed", 3, 6.0), kills(3.0, 6.0)))

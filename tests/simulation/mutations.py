@@ -354,6 +354,18 @@ MUTANTS = [
         (f"{HERE}bounds:Bounds.refused", "self.records = len(records) // 2", "pass"),
     ),
     mutant(
+        "an event that is refused costs its answer",
+        "poison",
+        POISON,
+        (f"{HERE}bounds:Bounds.refused", "first = 0 if", "first = 1 if"),
+    ),
+    mutant(
+        "an event is told though its answer is not taken",
+        "poison",
+        POISON,
+        (f"{PIPELINE}_leave_out", "found.keys() & notices.keys()", "set[int]()"),
+    ),
+    mutant(
         "the epoch is not raised on a cold start",
         "epochs",
         LEFT,
@@ -364,6 +376,29 @@ MUTANTS = [
         "epochs",
         LEFT,
         (f"{RESTORE}put", "np.flatnonzero(decoded.epochs == epoch)", "np.arange(len(decoded.keys))"),
+    ),
+    # Events.
+    mutant(
+        "a stream that ends leaves its event open",
+        "events",
+        PLAIN,
+        (f"{PIPELINE}_end", "if self.teller.reads_records and", "if False and"),
+    ),
+    mutant(
+        "an event is looked for once its stream has ended",
+        "events",
+        PLAIN,
+        (
+            f"{PIPELINE}_end",
+            "self.engine.read([stream])",
+            "(self.engine.end([stream], np.array([record.offset])), self.engine.read([stream]))[1]",
+        ),
+    ),
+    mutant(
+        "an event has another name at each timestep",
+        "events",
+        PLAIN,
+        (f"{HERE}teller:Teller._event", "step - steps + 1", "step"),
     ),
     # How fast.
     mutant(

@@ -1,4 +1,4 @@
-"""What the page of streams shows: each stream's latest score beside what the engine remembers of it.
+"""What the page of streams shows: each stream's latest score, its event, and what the engine remembers of it.
 
 Streams are never a metric's label, so this is where a person looks one up.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from statestep.consumers.batch import Array, Batch
 from statestep.consumers.codec import text
-from statestep.consumers.pipeline import Array, Batch, split_key, stream_key
+from statestep.consumers.pipeline import split_key, stream_key
+from statestep.consumers.teller import Teller
 from statestep.consumers.times import moment
 from statestep.runtime import NO_TIME, Engine
 
@@ -19,15 +22,18 @@ from statestep.runtime import NO_TIME, Engine
 class Board:
     """The latest score by engine slot, and the three questions asked of it. The caller holds the service's lock."""
 
-    def __init__(self, engine: Engine):
-        self._engine = engine
+    def __init__(self, engine: Engine, teller: Teller):
+        self._engine, self._teller = engine, teller
         self._scores = np.empty(0, np.float32)  # [rows of the table], NaN where the model gives none
+        self._loudest = np.empty(0, np.int64)  # [rows of the table] in an event, the column of the largest share; or −1
 
     def update(self, batch: Batch) -> None:
         """Note the scores of a batch; where a stream occurs again, the last one stays."""
+        self._fit()
         for slots, scores in batch.scores:
-            self._fit()
             self._scores[slots] = scores
+        for slots, columns in batch.loudest:
+            self._loudest[slots] = columns
 
     def highest(self, count: int) -> list[dict[str, Any]]:
         """The streams with the highest scores, highest first."""
@@ -54,7 +60,8 @@ class Board:
         self._fit()
         held = self._engine.keys()
         keys = [key for key in held if split_key(key)[0] == partition]
-        self._scores[self._engine.table.slots(keys)] = np.nan
+        slots = self._engine.table.slots(keys)
+        self._scores[slots], self._loudest[slots] = np.nan, -1
 
     def _live(self) -> tuple[list[bytes], Array]:
         """The streams that have not ended, and their slots."""
@@ -69,6 +76,7 @@ class Board:
         more = len(self._engine.table.column("step")) - len(self._scores)
         if more > 0:
             self._scores = np.concatenate([self._scores, np.full(more, np.nan, np.float32)])
+            self._loudest = np.concatenate([self._loudest, np.full(more, -1)])
 
     def _rows(self, keys: list[bytes], slots: Array, order: Array, count: int) -> list[dict[str, Any]]:
         best = np.argsort(order, kind="stable")[:count].tolist()
@@ -84,4 +92,16 @@ class Board:
             "step": int(self._engine.table.column("step")[slot]),
             "ts": None if when is None else when.isoformat().replace("+00:00", "Z"),
             "score": None if np.isnan(score) else score,
+            "event": self._event(stream, slot),
         }
+
+    def _event(self, stream: bytes, slot: int) -> dict[str, Any] | None:
+        """The event that a stream is in; the feature that is loudest is not known before a message has come."""
+        if not self._teller.reads_records:
+            return None
+        event = self._teller.standing(*split_key(stream), self._engine.read([stream]))
+        if event is None:
+            return None
+        told: dict[str, Any] = msgspec.to_builtins(event)
+        del told["phase"]  # it is on
+        return told | {"feature": self._teller.feature(int(self._loudest[slot]))}

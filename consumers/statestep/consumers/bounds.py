@@ -1,7 +1,8 @@
 """How much a transaction may hold, and how one message that no broker takes is found among many.
 
-After a transaction with a refused message, half as many records go into the next, until one fails alone: its answer
-becomes a dead letter, and if that is refused too, one without the record's own bytes.
+After a transaction with a refused message, half as many records go into the next, until one fails alone. First what
+tells of an event is left out, which may be what was refused and costs no answer; then the answer becomes a dead letter,
+and if that is refused too, one without the record's own bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 from statestep.consumers.checkpoint import Progress, Stop
-from statestep.consumers.ports import Record
+from statestep.consumers.ports import Message, Record
 
 BARE = 2  # how often an answer is refused before even its dead letter goes without the record's own bytes
 
@@ -20,7 +21,7 @@ class Bounds:
     """What refusals have taught.
 
     >>> bounds = Bounds(8, 1 << 20)
-    >>> bounds.refused([Record(0, offset, -1, b"k", b"") for offset in range(8)], 500)
+    >>> bounds.refused([Record(0, offset, -1, b"k", b"") for offset in range(8)], [], 500)
     >>> bounds.records, bounds.searching
     (4, True)
     """
@@ -29,7 +30,8 @@ class Bounds:
         """At most `records` in one transaction as long as none is refused, of `size` bytes, or one that is larger."""
         self.records = self._most = records
         self._size = size
-        self.undeliverable: dict[tuple[int, int], int] = {}  # by partition and offset: how often the answer was refused
+        # By partition and offset, how often the answer was refused; 0 where it may have been an event's message.
+        self.undeliverable: dict[tuple[int, int], int] = {}
 
     @property
     def searching(self) -> bool:
@@ -42,8 +44,8 @@ class Bounds:
         sizes = accumulate(len(record.value or b"") for record in chosen)
         return chosen[: max(bisect_right(list(sizes), self._size), 1)]
 
-    def refused(self, records: Sequence[Record], state_bytes: int) -> None:
-        """A transaction with the answers of `records` held a message that was refused. Raises `Stop` at the end."""
+    def refused(self, records: Sequence[Record], messages: Sequence[Message], state_bytes: int) -> None:
+        """A transaction of `messages`, which answer `records`, held one that was refused. Raises `Stop` at the end."""
         if len(records) > 1:
             self.records = len(records) // 2
             return
@@ -53,7 +55,8 @@ class Bounds:
                 "max.message.bytes of the changelog topic"
             )
         at = (records[0].partition, records[0].offset)
-        self.undeliverable[at] = self.undeliverable.get(at, 0) + 1
+        first = 0 if any(message.event for message in messages) else 1
+        self.undeliverable[at] = max(self.undeliverable.get(at, -1) + 1, first)
         if self.undeliverable[at] > BARE:
             raise Stop(
                 f"the broker refuses even a bare dead letter for partition {at[0]}, offset {at[1]}, or a state that "

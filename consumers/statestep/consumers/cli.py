@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnxruntime as ort
 import typer
 
-from statestep.consumers import cli_convert, cli_model, cli_state, cli_stream
+from statestep.consumers import cli_backtest, cli_convert, cli_model, cli_state, cli_stream
 
 COMMANDS = (
     cli_model.fit,
@@ -16,6 +16,7 @@ COMMANDS = (
     cli_convert.convert,
     cli_model.inspect,
     cli_model.verify,
+    cli_backtest.backtest,
     cli_stream.replay,
     cli_stream.run,
     cli_stream.demo,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from statestep.consumers import first_load, show, tables
+from statestep.consumers.cli_model import judging_of
 from statestep.consumers.config import ConfigError
 from statestep.consumers.options import (
     Author,
@@ -26,7 +27,6 @@ from statestep.consumers.options import (
     constants_of,
     described,
     ends_in_onnx,
-    judging_of,
     names,
     states_of,
 )

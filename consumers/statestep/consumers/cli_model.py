@@ -6,7 +6,7 @@ import importlib.util
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -33,13 +33,15 @@ from statestep.consumers.options import (
     by_hand,
     described,
     ends_in_onnx,
-    judging_of,
     module_states_of,
     names,
 )
 from statestep.consumers.terminal import err, out, told, training
 from statestep.consumers.times import seconds_of
 from statestep.runtime import guard
+
+if TYPE_CHECKING:
+    from statestep.export.calibrate import Judging
 
 
 @told
@@ -266,6 +268,24 @@ def verify(
     show.report(report, out)
     if not report.passed:
         raise typer.Exit(3)
+
+
+def judging_of(false_alarms: str | None, period: float | None, smoothing: float, combine: str, rule: str) -> Judging:
+    """How a detector is to judge; what cannot be is told before training.
+
+    >>> judging_of("1/day", 300.0, 0.1, "mean", "plain").budget.every
+    288
+    """
+    from statestep.export.budget import DEFAULT, QUANTILE, budget_of
+    from statestep.export.calibrate import Judging
+    from statestep.export.errors import ExportError
+
+    otherwise = str(QUANTILE) if period is None else DEFAULT
+    try:
+        budget = budget_of(false_alarms or otherwise, period)
+    except ExportError as error:
+        raise ConfigError(f"--false-alarms: {error}") from None
+    return Judging(alpha=smoothing, combine=combine, rule=rule, budget=budget)
 
 
 def need_export(command: str) -> None:

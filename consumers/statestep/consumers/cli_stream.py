@@ -42,6 +42,9 @@ def replay(
     key: Key = None,
     time: Time = "ts",
     dead_letters: Annotated[str | None, typer.Option(help="Refused records; beside the output by default.")] = None,
+    events: Annotated[
+        str | None, typer.Option(help="The beginning and the end of every event: .jsonl, or - for standard output.")
+    ] = None,
     on_bad_message: Annotated[Policy, typer.Option(help="What happens to a refused record.")] = "dead-letter",
     max_streams: Annotated[int, typer.Option(min=1, help="Streams remembered at most.")] = 1_000_000,
     state_dir: Annotated[
@@ -71,6 +74,7 @@ def replay(
             key=key,
             time=time,
             dead_letters=dead_letters,
+            events=events,
             policy=on_bad_message,
             max_streams=max_streams,
             state_dir=state_dir,
@@ -102,8 +106,9 @@ def run(
     output: Annotated[str | None, typer.Option(help="The topic for predictions.")] = None,
     app_id: Annotated[str | None, typer.Option(help="Names group, client and own topics.")] = None,
     dead_letters: Annotated[str | None, typer.Option(help="Dead letter topic; <app-id>-dlq by default.")] = None,
+    events: Annotated[str | None, typer.Option(help="A topic for the beginning and the end of every event.")] = None,
     start: Annotated[str | None, typer.Option(help="Where a new app id begins: earliest, latest or a time.")] = None,
-    create_topics: Annotated[bool | None, typer.Option(help="Create output topics where missing.")] = None,
+    create_topics: Annotated[bool | None, typer.Option(help="Create the topics written to where missing.")] = None,
     key: Annotated[str | None, typer.Option(help="The field that names the stream; else the record's key.")] = None,
     time: Annotated[str | None, typer.Option(help="The field that holds the time; ts by default.")] = None,
     on_bad_message: Annotated[str | None, typer.Option(help="dead-letter, skip or fail.")] = None,

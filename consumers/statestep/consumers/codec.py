@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from statestep.consumers.events import Event, Phase, Told, Why
 from statestep.consumers.ports import Headers, Message, Record
 from statestep.consumers.times import from_ms, moment, parse_time
 from statestep.runtime import Contract
@@ -74,9 +75,31 @@ class Prediction(msgspec.Struct, gc=False):
     anomaly: bool | None
     flags: list[str]
     warm: bool | None
+    status: str | None
     model: msgspec.Raw
     source: Source
+    event: Event | msgspec.UnsetType = msgspec.UNSET  # of rows that belong to one
+    why: list[Why] | msgspec.UnsetType = msgspec.UNSET
     outputs: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Notice(msgspec.Struct, gc=False):
+    """The value of a message that tells of an event's beginning or end."""
+
+    id: str
+    stream: str
+    phase: Phase
+    ts: datetime | None
+    since: datetime | None
+    steps: int
+    severity: float | None
+    level: str | None
+    score: float | None
+    threshold: float | None
+    why: list[Why]
+    model: msgspec.Raw
+    source: Source
+    ended: bool | msgspec.UnsetType = msgspec.UNSET  # true where the stream has ended, and the event with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +235,7 @@ class Encoder:
     def __init__(self, contract: Contract, fingerprint: str, topic: str):
         named = {"name": contract.name, "version": contract.model_version, "sha256": fingerprint}
         self._model = msgspec.Raw(msgspec.json.encode(named))
-        self._topic = topic
+        self.topic = topic
         self._warm_after = contract.warm_after
         self._encode = msgspec.json.Encoder().encode
         self._names = {
@@ -233,8 +256,10 @@ class Encoder:
         flags: list[str],
         row: dict[str, Any],
         extra: dict[str, Any] | msgspec.UnsetType,
+        told: Told | None = None,
     ) -> Message:
-        """One output. `row` has this row of each output with a role, as Python numbers or lists of them."""
+        """One output. `row` has this row of each output whose role has a place in it, as Python numbers or lists of
+        them, the status as a word; `told` is the event that it belongs to."""
         # At a stream's first step no forecast had been made, whatever the graph has to put there.
         expected = None if step == 1 else row.get("expected")
         value = Prediction(
@@ -248,8 +273,11 @@ class Encoder:
             anomaly=None if (anomaly := row.get("anomaly")) is None else bool(anomaly),
             flags=flags,
             warm=None if self._warm_after is None else step >= self._warm_after,
+            status=row.get("status"),
             model=self._model,
-            source=Source(self._topic, record.partition, record.offset),
+            source=Source(self.topic, record.partition, record.offset),
+            event=msgspec.UNSET if told is None else told.event,
+            why=msgspec.UNSET if told is None else told.why,
             outputs=extra,
         )
         return Message(False, record.partition, observation.key, self._encode(value), self.headers(record))
@@ -261,11 +289,45 @@ class Encoder:
         """A null value passed on: the stream has ended."""
         return Message(False, record.partition, record.key, None, self.headers(record))
 
+    def notice(
+        self,
+        record: Record,
+        key: bytes,
+        time: int,
+        told: Told,
+        *,
+        phase: Phase,
+        score: float | None = None,
+        threshold: float | None = None,
+        ended: bool | msgspec.UnsetType = msgspec.UNSET,
+    ) -> Message:
+        """An event's beginning or end, for the topic of events; without the record's own headers, for it is of many."""
+        event = told.event
+        value = Notice(
+            id=event.id,
+            stream=text(key),
+            phase=phase,
+            ts=moment(time),
+            since=event.since,
+            steps=event.steps,
+            severity=event.severity,
+            level=event.level,
+            score=score,
+            threshold=threshold,
+            why=told.why,
+            model=self._model,
+            source=Source(self.topic, record.partition, record.offset),
+            ended=ended,
+        )
+        return Message(False, record.partition, key, self._encode(value), self._origin(record), event=True)
+
     def headers(self, record: Record) -> Headers:
         """The record's own headers, then where it came from."""
+        return (*_bounded(record.headers), *self._origin(record))
+
+    def _origin(self, record: Record) -> Headers:
         return (
-            *_bounded(record.headers),
-            ("statestep.source.topic", self._topic.encode()),
+            ("statestep.source.topic", self.topic.encode()),
             ("statestep.source.partition", b"%d" % record.partition),
             ("statestep.source.offset", b"%d" % record.offset),
         )
@@ -280,7 +342,7 @@ class Encoder:
             *_bounded(record.headers),
             ("__streams.errors.exception", why.reason.encode()),
             ("__streams.errors.message", why.sentence.encode("utf-8", "backslashreplace")),
-            ("__streams.errors.topic", self._topic.encode()),
+            ("__streams.errors.topic", self.topic.encode()),
             ("__streams.errors.partition", b"%d" % record.partition),
             ("__streams.errors.offset", b"%d" % record.offset),
         ]

@@ -72,10 +72,11 @@ class Settings(BaseSettings):
         description="Names the application: consumer group, client, and the beginning of its own topics' names.",
     )
     dead_letters: str | None = Field(None, pattern=TOPIC, description="Dead letter topic; <app-id>-dlq by default.")
+    events: str | None = Field(None, pattern=TOPIC, description="A topic for beginnings and ends of events; else none.")
     start: Annotated[str, AfterValidator(_start)] = Field(
         "earliest", description="Where a new application id begins: earliest, latest or a time."
     )
-    create_topics: bool = Field(True, description="Create the output and dead letter topics where they are missing.")
+    create_topics: bool = Field(True, description="Create the topics that are written to where they are missing.")
     time: str = Field("ts", description="The message's field that holds its time; else the record's own time is taken.")
     key: str | None = Field(None, description="The field that names the stream; by default the record's key does.")
     on_bad_message: Literal["dead-letter", "skip", "fail"] = Field(
@@ -213,9 +214,15 @@ def load(
     except SettingsError as error:  # of the settings that are no plain values
         named = next((name for name in TABLES if f'"{name}"' in str(error)), "kafka")
         raise ConfigError(f"{PREFIX}{named.upper()} must be a JSON object of {TABLES[named]}") from None
-    topics = (settings.input, settings.output, settings.dead_letter_topic)
+    topics = [
+        settings.input,
+        settings.output,
+        settings.dead_letter_topic,
+        *([settings.events] if settings.events else []),
+    ]
     if len(set(topics)) < len(topics):  # the service would feed on what it writes
-        raise ConfigError(f"input, output and dead letters need a topic each, they are {', '.join(topics)}")
+        names = "input, output, dead letters and events" if settings.events else "input, output and dead letters"
+        raise ConfigError(f"{names} need a topic each, they are {', '.join(topics)}")
     return settings
 
 

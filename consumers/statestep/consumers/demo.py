@@ -47,6 +47,19 @@ LINE_SECONDS = 2.0  # between two lines
 ALARMS_KEPT = 50  # for the page; a console has fewer lines
 
 
+class Level(msgspec.Struct):
+    """What the demo reads of an event."""
+
+    level: str | None
+
+
+class Part(msgspec.Struct):
+    """And of what makes it."""
+
+    feature: str
+    share: float
+
+
 class Output(msgspec.Struct):
     """What the demo reads of a prediction; `step` counts from 1."""
 
@@ -55,6 +68,8 @@ class Output(msgspec.Struct):
     score: float
     threshold: float
     anomaly: bool
+    event: Level | None = None
+    why: list[Part] = []
 
 
 class Watch:
@@ -66,6 +81,7 @@ class Watch:
         self.log = AlarmLog()
         self.steps = dict.fromkeys(self.names, 0)  # timesteps seen of each stream
         self.recent: dict[str, deque[float]] = {name: deque(maxlen=RECENT_STEPS) for name in self.names}
+        self.told: dict[str, str] = {}  # of each stream, what its last event was
         self.predicted = 0
         self.dead_letters = 0
         self._decode = msgspec.json.Decoder(Output).decode
@@ -81,6 +97,9 @@ class Watch:
             ratio = output.score / output.threshold
             self.log.see(output.stream, output.step - 1, ratio, output.anomaly)
             self.recent[output.stream].append(ratio)
+            if output.event is not None and output.why:
+                loudest = output.why[0]
+                self.told[output.stream] = f"{output.event.level}, {loudest.feature} {loudest.share:.0%}"
             self.steps[output.stream] = output.step
             self.predicted += 1
 
@@ -110,7 +129,8 @@ class Watch:
         faults = self.fleet.faults
         fault = next((fault for fault in faults if caused(alarm, fault, self.names[fault.pump])), None)
         still = self.log.open.get(alarm.stream) is alarm
-        return AlarmRow(alarm, still, tuple(self.recent[alarm.stream]), fault)
+        told = self.told.get(alarm.stream, "") if still else ""
+        return AlarmRow(alarm, still, tuple(self.recent[alarm.stream]), fault, told)
 
 
 def run_demo(

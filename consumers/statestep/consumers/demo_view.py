@@ -25,6 +25,7 @@ BAR_CELLS = 9
 BAR_DECADES = (-1.0, 2.0)  # a bar is empty at a tenth of the threshold, full at a hundred times
 MORE = " and {} more"
 FIXED_LINES = 12  # of the live page besides its alarms and its row of pumps
+WIDE = 116  # cells of a console that has room for what the model says
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class AlarmRow:
     open: bool
     recent: tuple[float, ...]  # its stream's latest scores in thresholds, oldest first
     fault: Fault | None
+    told: str = ""  # what the model says of it while it is on
 
 
 class DemoResult(NamedTuple):
@@ -92,16 +94,20 @@ def live_page(view: View, width: int, height: int) -> RenderableType:
         *heat,
         "",
         Text.assemble(("Alarms", "bold"), (f"   {view.raised} raised, {still} still on", "dim")),
-        alarm_table(view, view.alarms[:room]),
+        alarm_table(view, view.alarms[:room], telling=width >= WIDE),
         "",
         Text(f"metrics at {view.url}/metrics   seed {view.seed}   Ctrl-C ends it", "dim"),
     )
 
 
-def alarm_table(view: View, rows: tuple[AlarmRow, ...]) -> Table:
-    """One line for each alarm. One that is over is dimmed, and tells its peak and how long it lasted."""
+def alarm_table(view: View, rows: tuple[AlarmRow, ...], *, telling: bool = False) -> Table:
+    """One line for each alarm. One that is over is dimmed, and tells its peak and how long it lasted.
+
+    `telling` adds what the model says of it, as far as it says anything.
+    """
     table = Table(box=None, padding=(0, 1), header_style="dim", pad_edge=False)
-    for header in ("pump", "since", "× threshold", "lately", "what is wrong"):
+    telling = telling and any(row.told for row in rows)
+    for header in ("pump", "since", "× threshold", "lately", "what is wrong", *["what the model says"] * telling):
         table.add_column(header, no_wrap=True)
     for row in rows:
         now = row.recent[-1] if row.open and row.recent else row.alarm.peak
@@ -112,6 +118,7 @@ def alarm_table(view: View, rows: tuple[AlarmRow, ...]) -> Table:
             Text.assemble(bar(now), f"{_times(now):>7}"),
             sparkline(row.recent) if row.open else f"over: {lasted}",
             fault_text(row.fault) if row.fault is not None else Text("nothing: false alarm", "yellow"),
+            *[row.told] * telling,
             style="" if row.open else "dim",
         )
     return table

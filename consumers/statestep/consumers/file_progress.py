@@ -40,6 +40,8 @@ class Outputs(msgspec.Struct, frozen=True):
     dead_path: str
     dead_length: int  # bytes; 0 where there is no file yet
     columns: list[str] | None = None  # of a CSV file, once they are known
+    events_path: str | None = None  # None: none are written
+    events_length: int = 0
 
 
 def origin(path: str, hashed: int = BEGINNING_BYTES) -> Origin:
@@ -82,18 +84,20 @@ def committed(store: Store, partition: int) -> Committed | None:
     return None if noted is None else msgspec.json.decode(noted, type=Committed)
 
 
-def outputs(store: Store, path: str, dead_path: str) -> Outputs:
-    """How far two files are committed. Raises `FileError` where others were, or where these cannot be cut back."""
-    for name in (path, dead_path):
-        _expect_plain(name)
-    found = Outputs(str(Path(path).resolve()), 0, str(Path(dead_path).resolve()), 0)
+def outputs(store: Store, path: str, dead_path: str, events_path: str | None) -> Outputs:
+    """How far the files are committed. Raises `FileError` where others were, or where these cannot be cut back."""
+    places = [None if name is None else _plain(name) for name in (path, dead_path, events_path)]
     noted = store.note("outputs")
     if noted is None:
-        return found
+        assert places[0] is not None and places[1] is not None
+        return Outputs(places[0], 0, places[1], 0, events_path=places[2])
     known = msgspec.json.decode(noted, type=Outputs)
-    for name, now, before in ((path, found.path, known.path), (dead_path, found.dead_path, known.dead_path)):
-        if now != before:
-            raise FileError(f"{name}: the states go with {before}; write there, or {ANEW}")
+    names, before = (path, dead_path, events_path), (known.path, known.dead_path, known.events_path)
+    for name, now, then in zip(names, places, before, strict=True):
+        if then is None and now is not None:
+            raise FileError(f"{name}: the states go with no file of events; leave --events out, or {ANEW}")
+        if now != then:
+            raise FileError(f"{name or '--events'}: the states go with {then}; write there, or {ANEW}")
     return known
 
 
@@ -117,7 +121,8 @@ def reopen(path: str, length: int) -> IO[bytes]:
         raise FileError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def _expect_plain(path: str) -> None:
+def _plain(path: str) -> str:
+    """The whole path of a file that can be cut back. Raises `FileError` for any other."""
     if path == "-" or (Path(path).exists() and not Path(path).is_file()):
         what = "standard output or a pipe"
     elif path.endswith(".gz"):
@@ -125,5 +130,5 @@ def _expect_plain(path: str) -> None:
     elif file_format(path) == "parquet":
         what = "a Parquet file"
     else:
-        return
+        return str(Path(path).resolve())
     raise FileError(f"{path}: {what} cannot be cut back after a crash; leave --state-dir out, or write plain text")

@@ -24,6 +24,7 @@ from typing import IO, Any
 import msgspec
 
 from statestep.consumers import file_progress
+from statestep.consumers.events import Event
 from statestep.consumers.ports import BrokerError, Change, Committed, Identity, Message, Polled, Record, Transaction
 from statestep.consumers.store import Store
 from statestep.consumers.tables import FileError, file_format, lines, pyarrow, rows, stem
@@ -143,21 +144,32 @@ class FileSource:
 
 
 class FileSink:
-    """Outputs to one file, dead letters as JSONL to another that is made when there is one."""
+    """Outputs to one file, dead letters as JSONL to another that is made when there is one, events to a third."""
 
-    def __init__(self, path: str, dead_letters: str, store: Store | None = None):
-        """With a `store`, what both hold is exactly what it says. Raises `FileError` where that cannot be."""
-        self._path, self._dead_path = path, dead_letters
+    def __init__(self, path: str, dead_letters: str, store: Store | None = None, events: str | None = None):
+        """With a `store`, what they hold is exactly what it says. Raises `FileError` where that cannot be.
+
+        `events` is a JSONL file; without it none are written.
+        """
+        self._path, self._dead_path, self._events_path = path, dead_letters, events
         self._kind = file_format(path)
         if self._kind == "parquet":
             pyarrow(path)
+        if events is not None and file_format(events) != "jsonl":
+            raise FileError(f"{events}: events are written as JSON lines, end its name in .jsonl")
         self._store = store
         self._dead: IO[bytes] | None = None
+        self._events: IO[bytes] | None = None
         self._table: Any = None  # a CSV file's columns or a Parquet file's writer, once they are known
-        if store is None:
-            self._out = _create(path)
-        else:
+        if store is not None:
             self._go_back(store)
+            return
+        self._out = _create(path)
+        try:
+            self._events = None if events is None else _create(events)
+        except BaseException:
+            self._let_go()
+            raise
 
     @property
     def keeps_states(self) -> bool:
@@ -167,12 +179,11 @@ class FileSink:
     def commit(self, transaction: Transaction, membership: Any) -> Mapping[int, int]:
         """Write the messages, then what is to be kept. Raises `BrokerError` or `StoreError`, and nothing counts."""
         self._send(transaction.messages)
-        for path, file in ((self._path, self._out), (self._dead_path, self._dead)):
-            if file is not None:
-                with _writing(path):
-                    file.flush()
-                    if self._store is not None:
-                        os.fsync(file.fileno())
+        for path, file in self._files():
+            with _writing(path):
+                file.flush()
+                if self._store is not None:
+                    os.fsync(file.fileno())
         if self._store is None:
             return {}
         written = file_progress.Outputs(
@@ -181,6 +192,8 @@ class FileSink:
             str(Path(self._dead_path).resolve()),
             0 if self._dead is None else self._dead.tell(),
             self._table,
+            None if self._events_path is None else str(Path(self._events_path).resolve()),
+            0 if self._events is None else self._events.tell(),
         )
         counts = Counter(state.partition for state in transaction.states)
         positions = {partition: (self._store.position(partition) or 0) + n for partition, n in counts.items()}
@@ -198,35 +211,46 @@ class FileSink:
         if self._kind == "parquet" and self._table is not None:
             with _writing(self._path):
                 self._table.close()
-        for path, file in ((self._path, self._out), (self._dead_path, self._dead)):
-            if file is not None:
-                with _writing(path):
-                    file.close()
+        for path, file in self._files():
+            with _writing(path):
+                file.close()
+
+    def _files(self) -> list[tuple[str, IO[bytes]]]:
+        """The files that are open, by their paths."""
+        found = ((self._path, self._out), (self._dead_path, self._dead), (self._events_path, self._events))
+        return [(path, file) for path, file in found if path is not None and file is not None]
 
     def _go_back(self, store: Store) -> None:
         """Open the files as they were committed last."""
-        kept = file_progress.outputs(store, self._path, self._dead_path)
+        kept = file_progress.outputs(store, self._path, self._dead_path, self._events_path)
         self._table = kept.columns
         self._out = file_progress.reopen(self._path, kept.length)
-        self._dead = None
-        if kept.dead_length or Path(self._dead_path).exists():
-            try:
+        self._dead = self._events = None
+        try:
+            if kept.dead_length or Path(self._dead_path).exists():
                 self._dead = file_progress.reopen(self._dead_path, kept.dead_length)
-            except BaseException:
-                self._out.close()
-                raise
+            if self._events_path is not None:
+                self._events = file_progress.reopen(self._events_path, kept.events_length)
+        except BaseException:
+            self._let_go()
+            raise
 
     def _let_go(self) -> None:
         """Close the files whatever they still hold back."""
-        for file in (self._out, self._dead):
-            if file is not None:
-                with suppress(OSError):
-                    file.close()
+        for _, file in self._files():
+            with suppress(OSError):
+                file.close()
 
     def _send(self, messages: Sequence[Message]) -> None:
         """Write messages to the files' buffers."""
+        outputs = [m.value for m in messages if not (m.dead or m.event) and m.value is not None]
         with _writing(self._path):
-            self._write([message.value for message in messages if not message.dead and message.value is not None])
+            self._write(outputs)
+        events = [m.value for m in messages if m.event and m.value is not None]
+        if events:
+            assert self._events is not None and self._events_path is not None, "nobody asked for events"
+            with _writing(self._events_path):
+                self._events.write(b"".join(event + b"\n" for event in events))
         dead = [message for message in messages if message.dead]
         with _writing(self._dead_path):
             if dead and self._dead is None:
@@ -268,15 +292,23 @@ class FileSink:
 def flatten(output: Mapping[str, Any]) -> dict[str, Any]:
     """An output document as one row of a table: `prediction.flow`, `flags` joined by spaces, the model by its hash.
 
+    Of a model that tells its status every row has the columns of an event, filled or not: the first rows of a table say
+    which columns there are. Of `why` the features' names remain, the loudest first.
+
     >>> flatten({"step": 1, "prediction": {"flow": 2.5}, "flags": ["gap"], "model": {"sha256": "ab"}, "source": {}})
     {'step': 1, 'prediction.flow': 2.5, 'flags': 'gap', 'model': 'ab'}
     """
+    if output.get("status") is not None:
+        output = {**output, "event": output.get("event") or dict.fromkeys(Event.__struct_fields__)}
+        output["why"] = output.get("why", ())
     row: dict[str, Any] = {}
     for name, value in output.items():
         if name == "model":
             row[name] = value["sha256"]
         elif name == "flags":
             row[name] = " ".join(value)
+        elif name == "why":
+            row[name] = " ".join(part["feature"] for part in value)
         elif name == "source":
             row |= {f"source.{part}": item for part, item in value.items()}
         elif isinstance(value, dict):
@@ -289,8 +321,8 @@ def flatten(output: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schema(library: Any, schema: Any) -> Any:
-    """The first batch's schema; a column that had only nulls so far holds texts if it is the time, else numbers."""
-    types = {"ts": library.string()}
+    """The first batch's schema; a column that had only nulls so far holds numbers, unless its name says texts."""
+    types = dict.fromkeys(("ts", "event.id", "event.phase", "event.since", "event.level"), library.string())
     fields = [f.with_type(types.get(f.name, library.float64())) if library.types.is_null(f.type) else f for f in schema]
     return library.schema(fields)
 

@@ -10,7 +10,7 @@ What is known of kafka-python 3.0.12 and kept in mind here:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
@@ -46,7 +46,7 @@ FENCED = (ProducerFencedError, InvalidProducerEpochError)
 class Outgoing(NamedTuple):
     """A record as the client takes it, and what it is called where it is refused."""
 
-    kind: Literal["output", "dead letter", "state"]
+    kind: Literal["output", "dead letter", "event", "state"]
     topic: str
     partition: int | None
     key: bytes | None
@@ -61,20 +61,44 @@ class Route(NamedTuple):
     output: str
     dead_letters: str
     aligned: frozenset[str]  # topics with as many partitions as the input
+    events: str | None = None
+
+    @classmethod
+    def between(
+        cls, topic: str, output: str, dead_letters: str, events: str | None, partitions: Mapping[str, int]
+    ) -> Route:
+        """From a topic to others, of which `partitions` has the number of partitions.
+
+        >>> Route.between("in", "out", "dead", None, {"in": 3, "out": 3, "dead": 1}).aligned
+        frozenset({'out'})
+        """
+        aligned = {
+            name for name in (output, dead_letters, events) if name and partitions.get(name) == partitions[topic]
+        }
+        return cls(output, dead_letters, frozenset(aligned), events)
+
+    def place(self, m: Message) -> tuple[str, int | None]:
+        """A message's topic and partition; None where its key decides."""
+        topic = self.dead_letters if m.dead else self.output
+        if m.event:
+            assert self.events is not None, "events are made only where there is a topic for them"
+            topic = self.events
+        return topic, m.partition if topic in self.aligned else None
 
     def outgoing(self, messages: Iterable[Message]) -> Iterable[Outgoing]:
         """Messages as the client takes them."""
         for m in messages:
-            topic = self.dead_letters if m.dead else self.output
-            partition = m.partition if topic in self.aligned else None
+            topic, partition = self.place(m)
             # kafka-python sends nothing that has neither key nor value; a dead letter without both is still one.
             value = b"" if m.key is None and m.value is None else m.value
-            kind: Literal["output", "dead letter"] = "dead letter" if m.dead else "output"
+            kind: Literal["output", "dead letter", "event"] = (
+                "dead letter" if m.dead else "event" if m.event else "output"
+            )
             yield Outgoing(kind, topic, partition, m.key, value, list(m.headers), m.timestamp_ms)
 
 
 class KafkaWriter:
-    """Messages to outputs and dead letters without a transaction: acknowledged by all in-sync replicas, or an error."""
+    """Messages to all topics without a transaction: acknowledged by all in-sync replicas, or an error."""
 
     def __init__(self, client_id: str, properties: Properties, route: Route, clients: Clients = REAL):
         self._route = route

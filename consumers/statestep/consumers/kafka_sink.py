@@ -1,4 +1,4 @@
-"""Kafka as a sink, through kafka-python: transactions of outputs, dead letters, states and offsets.
+"""Kafka as a sink, through kafka-python: transactions of outputs, dead letters, events, states and offsets.
 
 What is known of kafka-python 3.0.12 and kept in mind here:
 - `commit_transaction` returns as if all were well though a batch was given up, or the transaction aborted, so all is
@@ -53,21 +53,21 @@ class KafkaSink:
         dead_letters: str,
         partitions: Mapping[str, int],
         *,
+        events: str | None = None,
         instance_id: str | None = None,
         guarantee: Guarantee = "exactly-once",
         transaction_timeout_ms: int = TRANSACTION_TIMEOUT_MS,
         transactional_id: str | None = None,
         clients: Clients = REAL,
     ):
-        """`topic` is the input, and `partitions` the number of each topic's partitions.
+        """`topic` is the input, `partitions` the number of each topic's partitions; without `events` none are sent.
 
         The transactional id is made of the instance id, so that a successor ends at once what this one left open;
         without one it is random.
         """
         self._topic, self._app_id, self._properties = topic, app_id, properties
         self._changelog = changelog_topic(app_id)
-        aligned = {name for name in (output, dead_letters) if partitions.get(name) == partitions[topic]}
-        self._route = Route(output, dead_letters, frozenset(aligned))
+        self._route = Route.between(topic, output, dead_letters, events, partitions)
         self._instance_id = instance_id
         self._id = transactional_id or f"{app_id}-{instance_id or uuid.uuid4().hex}"
         self._exactly_once = guarantee == "exactly-once"

@@ -1,4 +1,4 @@
-"""Kafka as a sink, through librdkafka: transactions of outputs, dead letters, states and offsets.
+"""Kafka as a sink, through librdkafka: transactions of outputs, dead letters, events, states and offsets.
 
 What is known of librdkafka 2.16 and kept in mind here:
 - it refuses by itself to commit a transaction of which a message failed, and then tells why the first one did; a
@@ -20,7 +20,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from statestep.consumers.kafka_client import REAL, Clients, Properties
-from statestep.consumers.kafka_delivery import BATCH_BYTES, BLOCK_MS, REQUEST_BYTES, TRANSACTION_TIMEOUT_MS
+from statestep.consumers.kafka_delivery import BATCH_BYTES, BLOCK_MS, REQUEST_BYTES, TRANSACTION_TIMEOUT_MS, Route
 from statestep.consumers.kafka_sink import Guarantee
 from statestep.consumers.kafka_topics import changelog_topic
 from statestep.consumers.librdkafka_client import FORBIDDEN, RAISED, code_of, connect, error_of, says
@@ -60,21 +60,21 @@ class LibrdkafkaSink:
         dead_letters: str,
         partitions: Mapping[str, int],
         *,
+        events: str | None = None,
         instance_id: str | None = None,
         guarantee: Guarantee = "exactly-once",
         transaction_timeout_ms: int = TRANSACTION_TIMEOUT_MS,
         transactional_id: str | None = None,
         clients: Clients = REAL,
     ):
-        """`topic` is the input, and `partitions` the number of each topic's partitions.
+        """`topic` is the input, `partitions` the number of each topic's partitions; without `events` none are sent.
 
         The transactional id is made of the instance id, so that a successor ends at once what this one left open;
         without one it is random.
         """
         self._topic, self._app_id, self._properties = topic, app_id, properties
         self._changelog = changelog_topic(app_id)
-        self._topics = {False: output, True: dead_letters}
-        self._aligned = {dead: partitions.get(name) == partitions[topic] for dead, name in self._topics.items()}
+        self._route = Route.between(topic, output, dead_letters, events, partitions)
         self._instance_id = instance_id
         self._id = transactional_id or f"{app_id}-{instance_id or uuid.uuid4().hex}"
         self._exactly_once = guarantee == "exactly-once"
@@ -168,8 +168,8 @@ class LibrdkafkaSink:
         """To the record's partition number in a topic that is cut like the input, else by the key."""
         for m in messages:
             how = {"headers": list(m.headers), "timestamp": m.timestamp_ms or 0}  # 0: now
-            partition = m.partition if self._aligned[m.dead] else ANY
-            self._produce(producer, until_s, self._topics[m.dead], m.value, m.key, partition, **how)
+            topic, partition = self._route.place(m)
+            self._produce(producer, until_s, topic, m.value, m.key, ANY if partition is None else partition, **how)
 
     def _produce(
         self,

@@ -70,8 +70,13 @@ class MemoryBroker:
 
     @property
     def outputs(self) -> list[Message]:
-        """The messages that are no dead letters."""
-        return [message for message in self.messages if not message.dead]
+        """The messages that answer records by predictions, or pass on that a stream has ended."""
+        return [message for message in self.messages if not (message.dead or message.event)]
+
+    @property
+    def events(self) -> list[Message]:
+        """The beginnings and ends of events."""
+        return [message for message in self.messages if message.event]
 
     @property
     def dead_letters(self) -> list[Message]:

@@ -5,15 +5,22 @@ Latencies and scores are counted a batch at a time: observing message by message
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Info, disable_created_metrics
 from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
+
+from statestep.consumers.batch import Tally
+from statestep.consumers.events import LEVELS
+from statestep.consumers.teller import STATUS, words
+from statestep.runtime import Contract
 
 PREFIX = "statestep"
 STAGES = ("poll", "decode", "advance", "infer", "encode", "commit")
@@ -27,6 +34,9 @@ SECONDS_COARSE = tuple(0.0005 * 2**n for n in range(16))  # 0.5 ms to 16 s: from
 SECONDS_FINE = tuple(0.000025 * 2**n for n in range(17))  # 25 µs to 1.6 s: one stage of one batch
 ROWS = tuple(float(2**n) for n in range(13))  # 1 to 4096
 SCORES = tuple(0.01 * 10 ** (n / 2) for n in range(13))  # 0.01 to 10,000, two a decade
+FEATURES = 64  # that have series of their own
+OTHERS = "other"  # what the rest of them is called
+LATE_ROWS = 1000  # over about as many a drift is averaged: a batch may hold a single stream
 
 
 class BatchHistogram(Collector):
@@ -64,6 +74,27 @@ class BatchHistogram(Collector):
         yield family
 
 
+class LateMean:
+    """Means over about the latest `LATE_ROWS` rows, whatever the size of the batches.
+
+    >>> mean = LateMean()
+    >>> mean.take(np.array([[0.5, 0.25]]))
+    [0.5, 0.25]
+    >>> mean.take(np.zeros((1, 2)))[0] > 0.499, mean.take(np.zeros((9000, 2)))[0] < 0.001
+    (True, True)
+    """
+
+    def __init__(self) -> None:
+        self._mean: np.ndarray[Any, Any] | None = None  # [K]
+
+    def take(self, rows: np.ndarray[Any, Any]) -> list[float]:
+        """Take `rows` [n, K], n ≥ 1; the means [K] after them."""
+        here = rows.mean(axis=0, dtype=np.float64)
+        before = here if self._mean is None else self._mean
+        self._mean = before + (here - before) * -math.expm1(-len(rows) / LATE_ROWS)
+        return [float(mean) for mean in self._mean]
+
+
 class _Maker:
     """Makes metrics of one registry, under our prefix."""
 
@@ -96,6 +127,7 @@ class Metrics:
         self._make_durations(make)
         self._make_engine(make)
         self._make_predictions(make)
+        self._make_judgements(make)
         self._make_states(make)
         self._make_process(registry)
         self._by_partition: dict[int, tuple[Counter, Gauge, Gauge, Gauge]] = {}
@@ -165,6 +197,35 @@ class Metrics:
         self.out_of_order = counter("out_of_order", "Records older than their stream.", "topic").labels(topic)
         self.gaps = counter("gaps", "Records more than 1.5 periods after their stream.", "topic").labels(topic)
 
+    def _make_judgements(self, make: _Maker) -> None:
+        counter, gauge = make.counter, make.gauge
+        model = self.model
+        self._begun = counter("events_begun", "Events that began.", "model").labels(model)
+        self._ended = counter("events_ended", "Events that ended, by how severe they had become.", "model", "level")
+        self._untold = counter(
+            "events_undelivered", "Beginnings and ends of events that no broker took.", "topic"
+        ).labels(self.topic)
+        self.budget = gauge(
+            "false_alarm_budget_ratio",
+            "False alarms a timestep that the threshold allows; 0 if unknown.",
+            "model",
+        ).labels(model)
+        self._status = counter("prediction_status", "Predictions, by what the model says of itself.", "model", "status")
+        self._missing = counter(
+            "input_missing_values", "Readings that were missing and stood in for.", "model", "feature"
+        )
+        self._drift = gauge(
+            "input_drift_score", "Share of late readings not as in training, over late rows.", "model", "feature"
+        )
+        self._score_drift = gauge(
+            "score_drift_score", "Share of late scores not as in training, over late rows.", "model"
+        )
+        for level in LEVELS:
+            self._ended.labels(model, level)
+        self._labels: dict[str, str] = {}  # by feature
+        self._drifting: tuple[str, ...] = ()  # the features that the model tells the drift of
+        self._late, self._late_scores = LateMean(), LateMean()
+
     def _make_states(self, make: _Maker) -> None:
         counter, gauge = make.counter, make.gauge
         self.commits = counter("commits", "Transactions that count.")
@@ -190,6 +251,45 @@ class Metrics:
             }
         )
         self.up = Enum("up_state", "What the service is doing.", namespace=PREFIX, registry=registry, states=STATES)
+
+    def expect(self, contract: Contract) -> None:
+        """Have the series of a model from the start: of its features, of what it says of itself, of its budget."""
+        names = contract.feature_names
+        self._labels = {name: name if place < FEATURES else OTHERS for place, name in enumerate(names)}
+        if contract.missing == "own-forecast":
+            for label in self._labels.values():
+                self._missing.labels(self.model, label)
+        if contract.output("status") is not None:
+            for status in words(contract, "status", STATUS):
+                self._status.labels(self.model, status)
+        if (drift := contract.output("drift")) is not None:
+            self._drifting = drift.features or names
+        every = (contract.detector or {}).get("every")
+        self.budget.set(1 / every if isinstance(every, int | float) and every > 0 else 0.0)
+
+    def judged(self, tally: Tally, drift: np.ndarray[Any, Any], score_drift: np.ndarray[Any, Any]) -> None:
+        """Count what a model says of a batch: `drift` [n, K] and `score_drift` [n] of its rows, empty if it has none.
+
+        Features beyond the first `FEATURES` share a series: counts are added up, of drifts the greatest is told.
+        """
+        model = self.model
+        self._begun.inc(tally.begun)
+        self._untold.inc(tally.untold)
+        for level, events in tally.ended.items():
+            self._ended.labels(model, level).inc(events)
+        for status, rows in tally.statuses.items():
+            self._status.labels(model, status).inc(rows)
+        for feature, missing in tally.missing.items():
+            self._missing.labels(model, self._labels.get(feature, OTHERS)).inc(missing)
+        if drift.size:
+            means: dict[str, float] = {}
+            for feature, mean in zip(self._drifting, self._late.take(drift), strict=False):
+                label = self._labels[feature]
+                means[label] = max(mean, means.get(label, 0.0))
+            for label, mean in means.items():
+                self._drift.labels(model, label).set(mean)
+        if score_drift.size:
+            self._score_drift.labels(model).set(self._late_scores.take(score_drift[:, None])[0])
 
     def refused(self, policy: str, reason: str, count: int) -> None:
         """Count refused records under the policy that they met."""

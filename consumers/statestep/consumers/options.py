@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from statestep.consumers.config import ConfigError, features_of, output_of
 from statestep.runtime import State
-
-if TYPE_CHECKING:
-    from statestep.export.calibrate import Judging
 
 Model = Annotated[Path, typer.Option(help="The step model, an .onnx file.")]
 ModelSha256 = Annotated[str | None, typer.Option(help="The SHA-256 of the model file; any other file is refused.")]
@@ -152,24 +149,6 @@ def described(
     if strangers := [name for name in units if name not in features]:
         raise ConfigError(f"--unit is of {strangers[0]!r}: it must be of one of the features {', '.join(features)}")
     return {"units": units, "author": author, "license": license, "description": description}
-
-
-def judging_of(false_alarms: str | None, period: float | None, smoothing: float, combine: str, rule: str) -> Judging:
-    """How a detector is to judge; what cannot be is told before training.
-
-    >>> judging_of("1/day", 300.0, 0.1, "mean", "plain").budget.every
-    288
-    """
-    from statestep.export.budget import DEFAULT, QUANTILE, budget_of
-    from statestep.export.calibrate import Judging
-    from statestep.export.errors import ExportError
-
-    otherwise = str(QUANTILE) if period is None else DEFAULT
-    try:
-        budget = budget_of(false_alarms or otherwise, period)
-    except ExportError as error:
-        raise ConfigError(f"--false-alarms: {error}") from None
-    return Judging(alpha=smoothing, combine=combine, rule=rule, budget=budget)
 
 
 def by_hand(state: Sequence[str] | None, constant: Sequence[str] | None, features: str | None) -> dict[str, Any]:

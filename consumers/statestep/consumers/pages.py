@@ -8,7 +8,7 @@ from typing import Any
 
 from statestep.consumers.board import Board
 from statestep.consumers.http import Health, Pages
-from statestep.runtime import Engine
+from statestep.consumers.pipeline import Pipeline
 
 LIVE_S = 180.0  # a loop that has not come round for longer is stuck: all it waits for has shorter deadlines
 
@@ -16,11 +16,11 @@ LIVE_S = 180.0  # a loop that has not come round for longer is stuck: all it wai
 class Pager:
     """What the loop tells of itself, and the three questions that the pages ask."""
 
-    def __init__(self, engine: Engine, lock: AbstractContextManager[object], clock: Callable[[], float]):
+    def __init__(self, pipeline: Pipeline, lock: AbstractContextManager[object], clock: Callable[[], float]):
         """`lock` is held while streams change, and while a page looks at them."""
-        self.board = Board(engine)
+        self.board = Board(pipeline.engine, pipeline.teller)
         self.joined = False
-        self._engine = engine
+        self._engine = pipeline.engine
         self._lock = lock
         self._clock = clock
         self._looped_s = clock()

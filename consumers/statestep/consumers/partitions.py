@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from statestep.consumers.batch import Batch
 from statestep.consumers.checkpoint import Dirty, Progress
-from statestep.consumers.pipeline import Batch
 from statestep.consumers.ports import Committed
 from statestep.consumers.restore import Restored
 from statestep.consumers.transaction import Turn

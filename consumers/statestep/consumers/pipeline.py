@@ -5,23 +5,30 @@ No I/O and no clock: the engine is the only thing that changes, and only until i
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, NoReturn
+from itertools import chain
+from typing import Any, Literal, NoReturn
 
 import msgspec
 import numpy as np
 
+from statestep.consumers.batch import Advance, Batch, Ending, Refusal, Row, Tally
 from statestep.consumers.checkpoint import Progress
 from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, Decoder, Encoder, Ended, Observation, Refused
+from statestep.consumers.events import Phase, Told, level_of
 from statestep.consumers.ports import Message, Record
+from statestep.consumers.teller import STATUS, Teller, words
+from statestep.consumers.times import from_ms
 from statestep.runtime import NO_TIME, Advanced, Engine
 from statestep.runtime.engine import OFFSET
 
 GAP_PERIODS = 1.5  # a stream that was silent for longer has a gap
 NOTHING: Mapping[tuple[int, int], int] = {}
 UNDELIVERABLE = Refused("undeliverable", "no broker takes its output; its stream has advanced all the same")
+UNTOLD = Refused("undeliverable", "no broker takes what tells that an event begins or ends with it")
+PLAIN = ("prediction", "expected", "score", "threshold", "anomaly", "status")  # roles that every output has a place for
+UNKNOWN = "unknown"  # the level or status that a model does not tell
+COUNTED = ("score", "anomaly", "drift", "score_drift")  # roles that metrics are made of
 Array = np.ndarray[Any, Any]
 Policy = Literal["dead-letter", "skip", "fail"]
 Decoded = Observation | Ended | Refused
@@ -29,80 +36,6 @@ Decoded = Observation | Ended | Refused
 
 class BadMessage(RuntimeError):
     """A message that cannot be applied, under the policy `fail`."""
-
-
-class Row(NamedTuple):
-    """A record that became an observation."""
-
-    record: Record
-    observation: Observation
-
-
-@dataclass(slots=True)
-class Tally:
-    """What happened to the records of a batch: consumed = predicted + refused + tombstones + replayed."""
-
-    consumed: Counter[int] = field(default_factory=Counter)  # by partition
-    bytes: int = 0
-    predicted: int = 0
-    refused: Counter[str] = field(default_factory=Counter)  # by reason
-    tombstones: int = 0
-    replayed: int = 0
-    waves: list[int] = field(default_factory=list)  # of each call of the engine
-    runs: int = 0  # of the model
-    rows: list[int] = field(default_factory=list)  # rows of each of these calls
-    out_of_order: int = 0
-    gaps: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Advance:
-    """One call of the engine: the rows that are to be answered, and what it gave for them."""
-
-    rows: list[Row]  # n of them
-    out: Advanced
-    kept: Array  # int64 [n] their places in `out`
-    late: Array  # bool [n] older than what the stream had seen
-    gap: Array  # bool [n] more than 1.5 periods after it
-
-
-class Refusal(NamedTuple):
-    """A record that is set aside."""
-
-    record: Record
-    why: Refused
-
-
-class Ending(NamedTuple):
-    """A tombstone: its stream is forgotten."""
-
-    record: Record
-
-
-@dataclass(slots=True)
-class Batch:
-    """The result of applying records, not yet encoded."""
-
-    work: list[Advance | Refusal | Ending]  # what is to be answered, in order
-    before: Mapping[int, Progress]
-    progress: dict[int, Progress]  # of the partitions that records came from, after them
-    tally: Tally
-    # By partition the streams that were clean and are dirty now, with the offset that made them so, rising.
-    dirtied: dict[int, list[tuple[int, bytes]]] = field(default_factory=dict)
-    # For metrics and for the page of streams: an array for each call of the engine.
-    scores: list[tuple[Array, Array]] = field(default_factory=list)  # (slots, scores) of what was applied, replays too
-    columns: dict[str, list[Array]] = field(default_factory=dict)  # by role
-    event_times: list[Array] = field(default_factory=list)
-    abs_errors: list[Array] = field(default_factory=list)
-
-    def column(self, role: str) -> Array:
-        """All answered rows of an output, one after the other."""
-        return np.concatenate(self.columns.get(role) or [np.empty(0, np.float32)])
-
-    @property
-    def errors(self) -> Array:
-        """|seen − expected| of every forecast feature of every answered row that had a forecast."""
-        return np.concatenate(self.abs_errors or [np.empty(0)])
 
 
 def stream_key(partition: int, key: bytes) -> bytes:
@@ -131,15 +64,22 @@ class Pipeline:
         *,
         policy: Policy = "dead-letter",
         max_dead_letter_bytes: int = MAX_DEAD_LETTER_BYTES,
+        events: bool = False,
     ):
+        """With `events` the beginning and the end of each are answered by a message of their own, too."""
         self.engine = engine
         self.decoder = decoder
         self.encoder = encoder
         self._policy = policy
         self._max_dead_letter_bytes = max_dead_letter_bytes
+        self._events = events
         contract = engine.model.contract
+        self.teller = Teller(contract, encoder.topic)
+        self._statuses = words(contract, "status", STATUS)
+        self._features = contract.feature_names
         self._period_ns = None if contract.period_seconds is None else contract.period_seconds * 1e9
-        self._roles = {output.name: output.role for output in contract.outputs if output.role}
+        self._plain = {output.name: output.role for output in contract.outputs if output.role in PLAIN}
+        self._counted = {output.name: output.role for output in contract.outputs if output.role in COUNTED}
         self._forecast = [contract.feature_names.index(name) for name in encoder.features("expected")]  # columns of x
         self._others = [output.name for output in contract.outputs if not output.role]
 
@@ -178,34 +118,57 @@ class Pipeline:
         return batch
 
     def encode(self, batch: Batch, undeliverable: Mapping[tuple[int, int], int] = NOTHING) -> list[Message]:
-        """The messages that answer a batch: outputs in the order of their records, then dead letters likewise.
+        """The messages that answer a batch: outputs in the order of their records, then events, then dead letters.
 
-        `undeliverable` names records, by partition and offset, whose answer no broker took, and how often: theirs is
-        a dead letter, and at last a bare one. Their streams advance as if nothing were: a replay must decide alike.
+        `undeliverable` names records, by partition and offset, whose answer no broker took, and how often. At 0 only
+        what tells of an event's beginning or end is left out; then theirs is a dead letter, and at last a bare one.
+        Their streams advance as if nothing were: a replay must decide alike.
         """
         messages: list[Message] = []
+        told: list[Message] = []
         refusals: list[Refusal] = []
         for item in batch.work:
             if isinstance(item, Refusal):
                 refusals.append(item)
                 continue
-            answers = [self.encoder.tombstone(item.record)] if isinstance(item, Ending) else self._outputs(item)
+            answers, notices = self._outputs(item) if isinstance(item, Advance) else self._endings(item)
             if undeliverable:
-                records = [item.record] if isinstance(item, Ending) else [row.record for row in item.rows]
-                lost = [i for i, r in enumerate(records) if (r.partition, r.offset) in undeliverable]
-                if lost and self._policy == "fail":
-                    self._stop(records[lost[0]], UNDELIVERABLE)
-                refusals += [Refusal(records[i], UNDELIVERABLE) for i in lost]
-                answers = [answer for i, answer in enumerate(answers) if i not in lost]
-                batch.tally.refused.update({UNDELIVERABLE.reason: len(lost)})
-                batch.tally.tombstones -= len(lost) if isinstance(item, Ending) else 0
-                batch.tally.predicted -= 0 if isinstance(item, Ending) else len(lost)
+                refusals += self._leave_out(batch, item, undeliverable, answers, notices)
             messages += answers
+            told += chain.from_iterable(notices.values())
+        messages += told
         if self._policy == "dead-letter":
             # What a feature's value shows is found after what the JSON shows; offsets put them in order again.
             refusals.sort(key=lambda refusal: (refusal.record.partition, refusal.record.offset))
             messages += [self._dead_letter(refusal, undeliverable) for refusal in refusals]
         return messages
+
+    def _leave_out(
+        self,
+        batch: Batch,
+        item: Advance | Ending,
+        undeliverable: Mapping[tuple[int, int], int],
+        answers: list[Message],
+        notices: dict[int, list[Message]],
+    ) -> list[Refusal]:
+        """Take out what no broker took of an item's answers; the records whose answer is a dead letter now."""
+        records = [item.record] if isinstance(item, Ending) else [row.record for row in item.rows]
+        found = {
+            i: times for i, r in enumerate(records) if (times := undeliverable.get((r.partition, r.offset))) is not None
+        }
+        lost, untold = [i for i, times in found.items() if times], found.keys() & notices.keys()
+        if self._policy == "fail" and (lost or untold):
+            first = min([*lost, *untold])
+            self._stop(records[first], UNDELIVERABLE if first in lost else UNTOLD)
+        for i in untold:
+            del notices[i]
+        for i in reversed(lost):
+            del answers[i]
+        batch.tally.untold += len(untold)
+        batch.tally.refused.update({UNDELIVERABLE.reason: len(lost)})
+        batch.tally.tombstones -= len(lost) if isinstance(item, Ending) else 0
+        batch.tally.predicted -= 0 if isinstance(item, Ending) else len(lost)
+        return [Refusal(records[i], UNDELIVERABLE) for i in lost]
 
     def _dead_letter(self, refusal: Refusal, undeliverable: Mapping[tuple[int, int], int]) -> Message:
         """The dead letter of a record; bare where it was refused as it is."""
@@ -243,6 +206,9 @@ class Pipeline:
         batch.tally.rows.append(len(run))
         if (scores := out.role("score")) is not None:
             batch.scores.append((out.slots[~out.rejected], scores[~out.rejected]))
+        if (counts := out.role("event")) is not None and (shares := out.role("contribution")) is not None:
+            within = np.flatnonzero((counts != 0) & ~out.rejected)
+            batch.loudest.append((out.slots[within], shares[within].argmax(axis=1)))
         answered = {partition: batch.before[partition].next for partition in batch.progress}
         live = np.fromiter((r.offset >= answered[r.partition] for r, _ in run), bool, len(run))  # [N]
         batch.tally.replayed += len(run) - int(live.sum())
@@ -264,13 +230,15 @@ class Pipeline:
     def _note(self, batch: Batch, rows: list[Row], x: Array, times: Array, out: Advanced, kept: Array) -> None:
         """Keep what the answers and the metrics need of the rows that are live."""
         late, gap = self._judge_times(times[kept], out.previous_time[kept])
-        batch.work.append(Advance(rows, out, kept, late, gap))
+        absent = np.isnan(x)  # [n, F]
+        batch.work.append(Advance(rows, out, kept, late, gap, np.logical_or.reduce(absent, axis=1)))
         batch.tally.predicted += len(rows)
         batch.tally.out_of_order += int(late.sum())
         batch.tally.gaps += int(gap.sum())
         batch.event_times.append(times[kept])
-        for name, role in self._roles.items():
+        for name, role in self._counted.items():
             batch.columns.setdefault(role, []).append(out[name][kept])
+        self._count(batch.tally, out, kept, absent)
         if (expected := out.role("expected")) is not None:
             later = out.step[kept] > 1  # at its first step a stream had no forecast
             # In float64, since the difference of two float32 can overflow. A missing value has no error.
@@ -287,20 +255,70 @@ class Pipeline:
         elapsed = times.astype(np.float64) - previous.astype(np.float64)
         return late, known & (elapsed > GAP_PERIODS * self._period_ns)
 
-    def _outputs(self, advance: Advance) -> list[Message]:
-        """One message a row."""
+    def _count(self, tally: Tally, out: Advanced, kept: Array, absent: Array) -> None:
+        """Readings that were missing, what the model says of itself, events that begin and end."""
+        for column, missing in enumerate(absent.sum(axis=0).tolist()):
+            if missing:
+                tally.missing[self._features[column]] += missing
+        if (status := out.role("status")) is not None:
+            for number, rows in zip(*np.unique(status[kept], return_counts=True), strict=True):
+                tally.statuses[self._status(int(number)) or UNKNOWN] += int(rows)
+        if (counts := out.role("event")) is None:
+            return
+        tally.begun += int(np.count_nonzero(np.abs(counts[kept]) == 1))
+        severity = out.role("severity")
+        for place in kept[counts[kept] < 0].tolist():
+            tally.ended[UNKNOWN if severity is None else level_of(float(severity[place]))] += 1
+
+    def _status(self, number: int) -> str | None:
+        return self._statuses[number] if 0 <= number < len(self._statuses) else None
+
+    def _outputs(self, advance: Advance) -> tuple[list[Message], dict[int, list[Message]]]:
+        """One message a row; and by place those that tell of an event's beginning or end."""
         out, kept = advance.out, advance.kept
-        values = {role: out[name][kept].tolist() for name, role in self._roles.items()}
+        values = {role: out[name][kept].tolist() for name, role in self._plain.items()}
+        if "status" in values:
+            values["status"] = list(map(self._status, values["status"]))
         others = {name: out[name][kept].tolist() for name in self._others}
         steps = out.step[kept].tolist()
-        odd = (advance.late | advance.gap).tolist()
-        messages = []
+        told = self.teller.tell(advance.rows, out, kept)
+        odd = (advance.late | advance.gap | advance.missing).tolist()
+        messages, notices = [], dict[int, list[Message]]()
         for n, (record, observation) in enumerate(advance.rows):
-            flags = ["out_of_order"] * bool(advance.late[n]) + ["gap"] * bool(advance.gap[n]) if odd[n] else []
+            flags = self._flags(advance, n) if odd[n] else []
             row = {role: value[n] for role, value in values.items()}
             extra = {name: value[n] for name, value in others.items()} if others else msgspec.UNSET
-            messages.append(self.encoder.message(record, observation, steps[n], flags, row, extra))
-        return messages
+            messages.append(self.encoder.message(record, observation, steps[n], flags, row, extra, told.get(n)))
+            if self._events and n in told and (found := self._notices(advance.rows[n], row, told[n])):
+                notices[n] = found
+        return messages, notices
+
+    def _flags(self, advance: Advance, n: int) -> list[str]:
+        """What is unusual about a row."""
+        found = (("out_of_order", advance.late[n]), ("gap", advance.gap[n]), ("missing", advance.missing[n]))
+        return [name for name, is_so in found if is_so]
+
+    def _notices(self, row: Row, values: Mapping[str, Any], told: Told) -> list[Message]:
+        """What tells that an event begins, or ends, or both, with a row."""
+        (record, observation), event = row, told.event
+        score, threshold = values.get("score"), values.get("threshold")
+        begins: list[Phase] = ["begin"] if event.steps == 1 else []
+        ends: list[Phase] = ["end"] if event.phase == "end" else []
+        return [
+            self.encoder.notice(
+                record, observation.key, observation.time, told, phase=phase, score=score, threshold=threshold
+            )
+            for phase in begins + ends
+        ]
+
+    def _endings(self, ending: Ending) -> tuple[list[Message], dict[int, list[Message]]]:
+        """The tombstone passed on, and what tells that the event ends in which its stream was."""
+        record, event = ending
+        messages = [self.encoder.tombstone(record)]
+        if event is None or not self._events:
+            return messages, {}
+        told, time = Told(event, []), from_ms(record.timestamp_ms)
+        return messages, {0: [self.encoder.notice(record, record.key or b"", time, told, phase="end", ended=True)]}
 
     def _end(self, batch: Batch, record: Record, key: bytes) -> None:
         """End the stream that a tombstone names, and pass the tombstone on."""
@@ -308,12 +326,17 @@ class Pipeline:
         if self._held(batch, [record], [stream]).any():
             batch.tally.replayed += 1
             return
+        event = None
+        if self.teller.reads_records and stream in self.engine.table:
+            event = self.teller.standing(record.partition, key, self.engine.read([stream]))
         if self.engine.end([stream], np.array([record.offset])).any():
             batch.dirtied.setdefault(record.partition, []).append((record.offset, stream))
         if self._suppressed(batch, record):
             return
         batch.tally.tombstones += 1
-        batch.work.append(Ending(record))
+        if event is not None:
+            batch.tally.ended[event.level or UNKNOWN] += 1
+        batch.work.append(Ending(record, event))
 
     def _refuse(self, batch: Batch, record: Record, why: Refused) -> None:
         if self._suppressed(batch, record):

@@ -25,7 +25,7 @@ class Record(NamedTuple):
 
 
 class Message(NamedTuple):
-    """One message for the outside: an output, or a record that was refused (`dead`)."""
+    """One message for the outside: an output, a record that was refused (`dead`), an `event`'s beginning or end."""
 
     dead: bool
     partition: int  # of the record it answers
@@ -33,6 +33,7 @@ class Message(NamedTuple):
     value: bytes | None
     headers: Headers
     timestamp_ms: int | None = None  # None: the sink's own clock
+    event: bool = False
 
 
 class Change(NamedTuple):

@@ -26,6 +26,7 @@ class Summary:
     tombstones: int = 0
     replayed: int = 0
     anomalies: int = 0
+    events: int = 0  # begun
     reasons: dict[str, int] = field(default_factory=dict)
 
 
@@ -59,6 +60,7 @@ def count(metrics: Metrics, total: Summary, turn: Turn, policy: Policy, engine: 
     metrics.anomalies.inc(anomalies)
     metrics.scores.observe(batch.column("score"), metrics.model)
     metrics.errors.observe(batch.errors, metrics.model)
+    metrics.judged(tally, batch.column("drift"), batch.column("score_drift"))
     times = np.concatenate(batch.event_times) if batch.event_times else np.empty(0, np.int64)
     times = times[times != NO_TIME]
     if times.size:
@@ -71,6 +73,7 @@ def count(metrics: Metrics, total: Summary, turn: Turn, policy: Policy, engine: 
     total.tombstones += tally.tombstones
     total.replayed += tally.replayed
     total.anomalies += anomalies
+    total.events += tally.begun
     for reason, refused in tally.refused.items():
         total.reasons[reason] = total.reasons.get(reason, 0) + refused
 

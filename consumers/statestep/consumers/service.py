@@ -14,13 +14,14 @@ from threading import Lock
 from typing import Any
 
 from statestep.consumers import checkpoint
+from statestep.consumers.batch import Batch
 from statestep.consumers.bounds import Bounds
 from statestep.consumers.changelog import StateCodec
 from statestep.consumers.checkpoint import Policies
 from statestep.consumers.metrics import Metrics
 from statestep.consumers.pages import Pager
 from statestep.consumers.partitions import Partitions
-from statestep.consumers.pipeline import Batch, Pipeline, Policy, split_key
+from statestep.consumers.pipeline import Pipeline, Policy, split_key
 from statestep.consumers.ports import (
     Blocked,
     BrokerError,
@@ -111,7 +112,7 @@ class Service:
         self._due_s = float("inf")
         self._draining_s: float | None = None
         self._settled = True  # whether the last poll was of a group at rest
-        self.pager = Pager(self._engine, self._lock, clock)
+        self.pager = Pager(pipeline, self._lock, clock)
         self.summary = Summary()
         metrics.capacity.set(self._engine.table.capacity)
         keep_freed_memory()
@@ -385,7 +386,7 @@ class Service:
             self._engine.rollback()
         self._turned_s, self._due_s = now_s, float("inf")
         if turn.refused:
-            self._bounds.refused(turn.records, self._codec.size)
+            self._bounds.refused(turn.records, turn.transaction.messages, self._codec.size)
 
     def _report(self, now_s: float) -> None:
         """Lag and progress for the metrics and pages, and now and then a look at the input itself."""

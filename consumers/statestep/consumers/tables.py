@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ from statestep.consumers.times import parse_time
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 CHUNK_BYTES = 1 << 20
 PIPE_SECONDS = 0.2  # the longest that a silent pipe keeps a signal from being seen
+LABELS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}  # cells in lower case
 BOM = b"\xef\xbb\xbf"  # which some programs put before UTF-8
 
 
@@ -107,6 +108,14 @@ def lines(path: str) -> Iterator[list[bytes]]:
             yield [rest]
 
 
+class Readings(NamedTuple):
+    """One stream of a table, in the file's order."""
+
+    x: np.ndarray[Any, np.dtype[np.float64]]  # [T, F]
+    times: np.ndarray[Any, np.dtype[np.int64]] | None  # [T] ns since the epoch
+    labels: np.ndarray[Any, np.dtype[np.bool_]] | None  # [T]
+
+
 def load_streams(
     path: str, features: Sequence[str], *, key: str | None = None, time: str | None = None
 ) -> tuple[dict[str, np.ndarray[Any, np.dtype[np.float64]]], float | None]:
@@ -115,10 +124,22 @@ def load_streams(
     An empty or null cell is NaN. Without `key` the file is one stream, named by its stem; without `time` the period
     is None. Raises `FileError` for a column that is absent or a cell that is no number.
     """
-    wanted = [*features, *([key] if key else []), *([time] if time else [])]
+    found, period = load_readings(path, features, key=key, time=time)
+    return {name: readings.x for name, readings in found.items()}, period
+
+
+def load_readings(
+    path: str, features: Sequence[str], *, key: str | None = None, time: str | None = None, label: str | None = None
+) -> tuple[dict[str, Readings], float | None]:
+    """What `load_streams` gives, with the times of the rows and what the column `label` says of them.
+
+    A label is 0 or 1, or true or false; anything else is a `FileError`.
+    """
+    wanted = [*features, *([key] if key else []), *([time] if time else []), *([label] if label else [])]
     expect_columns(path, wanted)
     values: dict[str, list[list[float]]] = {}
     times: dict[str, list[int]] = {}
+    labels: dict[str, list[bool]] = {}
     for number, row in enumerate(_table_rows(path), 1):
         name = stem(path) if key is None else str(row.get(key))
         try:
@@ -132,11 +153,26 @@ def load_streams(
             if when is None:
                 raise FileError(f"{path}: row {number}: {time!r} is {row.get(time)!r}, neither ISO 8601 nor a number")
             times.setdefault(name, []).append(when)
+        if label is not None:
+            flag = LABELS.get(str(row.get(label)).lower())
+            if flag is None:
+                raise FileError(
+                    f"{path}: row {number}: {label!r} is {row.get(label)!r}, it must be 0, 1, true or false"
+                )
+            labels.setdefault(name, []).append(flag)
     if not values:
         raise FileError(f"{path}: has no rows")
     steps = [np.diff(np.array(stamps)) for stamps in times.values() if len(stamps) > 1]
     period = float(np.median(np.concatenate(steps))) / 1e9 if steps else 0.0
-    return {name: np.array(numbers) for name, numbers in values.items()}, period if period > 0 else None
+    found = {
+        name: Readings(
+            np.array(numbers),
+            np.array(times[name]) if name in times else None,
+            np.array(labels[name]) if name in labels else None,
+        )
+        for name, numbers in values.items()
+    }
+    return found, period if period > 0 else None
 
 
 def pyarrow(path: str) -> Any:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from statestep.consumers import checkpoint
+from statestep.consumers.batch import Batch
 from statestep.consumers.changelog import MARKER, STREAM, Marker, StateCodec, encode_marker
 from statestep.consumers.checkpoint import Dirty, Pace, Progress
-from statestep.consumers.pipeline import Batch, split_key
+from statestep.consumers.pipeline import split_key
 from statestep.consumers.ports import Change, Committed, Identity, Message, Record, StateRecord, Transaction
 from statestep.runtime import Engine, Records
 

@@ -18,6 +18,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from statestep.consumers import first_load, tables
+from statestep.consumers.batch import Batch
 from statestep.consumers.checkpoint import Policies
 from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES, Decoder, Encoder, Fields
 from statestep.consumers.config import SHA256, ConfigError, Settings
@@ -30,7 +31,7 @@ from statestep.consumers.kafka_topics import prepare_topics
 from statestep.consumers.memory import MemoryBroker, MemoryChangelog
 from statestep.consumers.metrics import Metrics
 from statestep.consumers.pages import LIVE_S
-from statestep.consumers.pipeline import Batch, Pipeline, Policy
+from statestep.consumers.pipeline import Pipeline, Policy
 from statestep.consumers.ports import Changelog, Sink, Source
 from statestep.consumers.report import Summary
 from statestep.consumers.semantics import semantics
@@ -71,6 +72,7 @@ def build(
     metrics: Metrics | None = None,
     fields: Fields | None = None,
     policy: Policy = "dead-letter",
+    events: bool = False,
     max_streams: int = 1_000_000,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     dead_letter_max_bytes: int = MAX_DEAD_LETTER_BYTES,
@@ -84,10 +86,12 @@ def build(
 ) -> Service:
     """A service over any source, sink and changelog, ready to `run`.
 
-    `store` is a local copy of the changelog, `by_hand` what was said of the model beside its file.
+    `store` is a local copy of the changelog, `by_hand` what was said of the model beside its file. With `events` the
+    sink is given their beginnings and ends, too.
     """
     fields = fields or Fields()
     metrics = metrics or Metrics(CollectorRegistry(), source.topic, model.contract.name)
+    metrics.expect(model.contract)
     metrics.model_info.info(
         {"model": model.contract.name, "version": model.contract.model_version, "sha256": model.fingerprint[:12]}
     )
@@ -99,11 +103,14 @@ def build(
         Encoder(model.contract, model.fingerprint, source.topic),
         policy=policy,
         max_dead_letter_bytes=dead_letter_max_bytes,
+        events=events,
     )
     limits = limits or Limits()
     if limits.snapshot_interval_s and sink.keeps_states and not model.batch_invariant:
         log.warning("%s: a row's result depends on its batch, so every state is written at once", model.contract.name)
         limits = replace(limits, snapshot_interval_s=0.0)
+    if events and model.contract.output("event") is None:
+        log.warning("%s: the model tells of no events, so none will be sent", model.contract.name)
     affecting = {"fields": asdict(fields), "max_message_bytes": max_message_bytes, "model": by_hand}
     return Service(
         source,
@@ -146,7 +153,7 @@ def _serve_kafka(settings: Settings, stop: threading.Event, stack: ExitStack) ->
         properties,
         settings.app_id,
         settings.input,
-        [settings.output, settings.dead_letter_topic],
+        [settings.output, settings.dead_letter_topic, *([settings.events] if settings.events else [])],
         create=settings.create_topics,
     )
     source, sink, changelog = _kafka(settings, properties, partitions)
@@ -165,6 +172,7 @@ def _serve_kafka(settings: Settings, stop: threading.Event, stack: ExitStack) ->
         metrics=metrics,
         fields=fields,
         policy=settings.on_bad_message,
+        events=settings.events is not None,
         max_streams=settings.max_streams,
         max_message_bytes=settings.max_message_bytes,
         dead_letter_max_bytes=settings.dead_letter_max_bytes,
@@ -190,6 +198,7 @@ def _kafka(
     """The adapters of the client that was chosen."""
     member: dict[str, Any] = {"instance_id": settings.instance_id, "session_timeout_ms": settings.session_timeout_ms}
     writer: dict[str, Any] = {
+        "events": settings.events,
         "instance_id": settings.instance_id,
         "guarantee": settings.guarantee,
         "transaction_timeout_ms": settings.transaction_timeout_ms,
@@ -235,6 +244,7 @@ def replay(
     key: str | None = None,
     time: str = "ts",
     dead_letters: str | None = None,
+    events: str | None = None,
     policy: Policy = "dead-letter",
     max_streams: int = 1_000_000,
     state_dir: Path | None = None,
@@ -251,7 +261,7 @@ def replay(
     dead_letters = dead_letters or dead_letter_path(out)
     named = [key] if key else []
     tables.expect_columns(data, [*model.contract.feature_names, *named, *([time] if time != Fields().time else [])])
-    _expect_apart(data, out, dead_letters)
+    _expect_apart(data, out, dead_letters, *([events] if events else []))
     with ExitStack() as stack:
         store = None
         changelog: Changelog = MemoryChangelog(MemoryBroker(1))  # nothing is kept
@@ -261,7 +271,7 @@ def replay(
             changelog = StoreChangelog(store)
         source = FileSource(data, text_columns=[time, *named], store=store)
         stack.callback(source.close)
-        sink = FileSink(out, dead_letters, store)
+        sink = FileSink(out, dead_letters, store, events)
         stack.callback(sink.close)
         service = build(
             model,
@@ -270,6 +280,7 @@ def replay(
             changelog,
             fields=fields,
             policy=policy,
+            events=events is not None,
             max_streams=max_streams,
             limits=Limits(commit_interval_s=0.0 if store is None else 0.5),
             policies=policies,
@@ -294,7 +305,7 @@ def _expect_apart(*paths: str) -> None:
     for place in places:
         if places.count(place) > 1:
             raise tables.FileError(
-                f"{place}: would be written over; data, predictions and dead letters need a file each"
+                f"{place}: would be written over; data, predictions, dead letters and events need a file each"
             )
 
 

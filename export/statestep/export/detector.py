@@ -12,7 +12,7 @@ from statestep.runtime import NO_TIME, State
 
 COMBINES = ("mean", "top", "max")
 RULES = ("plain", "likelihood", "conformal")
-EVIDENCE = ("error", "others", "range", "stuck")  # the output `reason` is a place in here
+EVIDENCE = ("error", "others", "range", "stuck")
 STATUS = ("warming", "calibrated", "drifting")  # the output `status` is a place in here
 LEAST_VARIANCE = 1e-12  # of scores, which are logarithms
 
@@ -125,6 +125,6 @@ class Detector(Forecasts):
 
     @property
     def evidence(self) -> tuple[str, ...]:
-        """The kinds of evidence that it looks at."""
+        """The kinds of evidence that it looks at; the output `reason` is a place in here."""
         there = (True, self.others is not None, self.low is not None, self.still is not None)
         return tuple(name for name, is_there in zip(EVIDENCE, there, strict=True) if is_there)

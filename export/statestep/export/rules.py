@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from statestep.export.detector import EVIDENCE, LEAST_VARIANCE, Detector, Forecasts
+from statestep.export.detector import LEAST_VARIANCE, Detector, Forecasts
 from statestep.export.scaler import LIMIT
 from statestep.export.terms import Term, Terms
 from statestep.runtime import NO_TIME
@@ -217,10 +217,10 @@ def _threshold(d: Detector, g: Terms, states: States) -> Term:
 
 
 def _reason(d: Detector, g: Terms, evidence: Values) -> Term:
-    """The kind of each feature's strongest evidence at this timestep: int64 [B, F], a place in `EVIDENCE`."""
+    """The kind of each feature's strongest evidence at this timestep: int64 [B, F], a place in `d.evidence`."""
     found = g.node("Concat", *(g.node("Unsqueeze", value, g.whole([2])) for value in evidence.values()), axis=2)
-    place = g.node("ArgMax", found, axis=2, keepdims=0)  # [B, F] among the kinds that there are
-    return g.node("Gather", g.whole([EVIDENCE.index(name) for name in evidence]), place, axis=0)
+    assert tuple(evidence) == d.evidence, (tuple(evidence), d.evidence)
+    return g.node("ArgMax", found, axis=2, keepdims=0)
 
 
 def _event(

@@ -6,7 +6,7 @@ data, and leaves one of them only for something that finds clearly more (`MARGIN
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from statestep.export.compare import Array
 from statestep.export.detector import Detector, Forecasts
 from statestep.export.faults import Fault
 
-MARGIN = 0.1  # of all faults, that another choice must find more
+MARGIN = 0.15  # of all faults, that another choice must find more
 CHOICES: dict[str, tuple[float | str | bool, ...]] = {
     "others": (True, False),
     "alpha": (0.15, 0.3, 0.05),
@@ -48,18 +48,20 @@ def searched(
     start: Judging,
     *,
     warm: int = 1,
+    choices: Mapping[str, Sequence[float | str | bool]] = CHOICES,
     goes_on: Callable[[Tried], bool] = lambda _: True,
 ) -> Tried:
     """Choose one setting after the other.
 
     `clean` and `faulty` are a model's forecasts for `Struck` lanes, `pasts` those for whole streams, on which the
-    detector is measured. `goes_on` is told of each try, and ends the search by False.
+    detector is measured; `choices` says which settings are free. `goes_on` is told of each try, and ends the search by
+    False.
     """
     best = tried(clean, faulty, faults, measured(pasts, known, start, warm=warm), start)
     if not goes_on(best):
         return best
-    for name, choices in CHOICES.items():
-        for choice in choices:
+    for name, values in choices.items():
+        for choice in values:
             judging = replace(best.judging, **{name: choice})  # type: ignore[arg-type]
             if not _differs(name, choice, best.judging, known):
                 continue

@@ -240,7 +240,7 @@ def _validate(contract: Contract) -> None:
             _one_of(f"the role of output {output.name!r}", output.role, ROLES)
         if unknown := set(output.features or ()) - set(contract.feature_names):
             raise ContractError(f"output {output.name!r} names {sorted(unknown)}, which are no features of the input")
-        if output.state is not None and output.state not in {state.input for state in contract.states}:
+        if output.state is not None and output.state not in [state.input for state in contract.states]:
             raise ContractError(f"output {output.name!r} is held by {output.state!r}, which is no state")
     _unique("feature", [feature.name for feature in contract.features])
     _unique("input", [*contract.inputs, *(state.input for state in contract.states)])
