@@ -24,7 +24,6 @@ Forecast = Callable[[int, Array], Array]  # stream, x [F] without holes → [K]
 
 NEAR = 1e-5  # of what is compared, or of 1
 NEAR_RANK = 2e-6  # of two scores in a ring
-KINDS = ("error", "others", "range", "stuck")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +152,11 @@ class Stream:
         return found
 
     def reason(self, evidence: dict[str, Array]) -> dict[str, Array]:
-        """The kind of the largest evidence, the earlier of two that are equal."""
+        """Which of the kinds that there are is the largest, the earlier of two that are equal."""
         kinds = np.stack(list(evidence.values()))  # [kinds, F]
         ranks = np.sort(kinds, axis=0)
         clear = len(kinds) == 1 or (ranks[-1] == 0) | (ranks[-1] - ranks[-2] > 1e-4 * ranks[-1])
-        places = np.arange(len(evidence))
-        return {"reason": places[kinds.argmax(axis=0)], "reasoned": np.broadcast_to(clear, ranks[-1].shape)}
+        return {"reason": kinds.argmax(axis=0), "reasoned": np.broadcast_to(clear, ranks[-1].shape)}
 
     def score(self, plain: float) -> tuple[float, float, float]:
         """The score by the rule, and the least and the most that it may be, for ranks that are close."""

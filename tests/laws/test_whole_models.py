@@ -1,4 +1,4 @@
-"""All laws on models as people have them: exported with scaling and a detector, or converted from other tools' graphs."""
+"""All laws on models as people have them: exported with scaling and detector, or converted from other tools' graphs."""
 
 from __future__ import annotations
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from statestep.runtime import CLEAN, NO_TIME, CapacityError, Engine, state
-from statestep.runtime import engine as engine_module
+from statestep.runtime import CLEAN, NO_TIME, CapacityError, Engine, state, waves
 
 from ..models import pump
 from .doubles import Double
@@ -114,7 +113,7 @@ def test_an_exception_in_the_midst_of_a_call_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, rows_per_run: int, fails_at: int, then: str
 ) -> None:
     """A model that raises at the k-th run leaves the records as they were, those of before the commit included."""
-    monkeypatch.setattr(engine_module, "ROWS_PER_RUN", rows_per_run)
+    monkeypatch.setattr(waves, "ROWS_PER_RUN", rows_per_run)
     model = Double()
     engine = Engine(model)
     engine.advance([b"a", b"b"], np.ones((2, 2), np.float32), np.array([1, 2]))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
-from statestep.export.detector import Forecasts
+from statestep.export.detector import HELD, Forecasts
 from statestep.export.rules import Given, rows, stood_in
 from statestep.export.surgery import OPSET, renamed
 from statestep.export.terms import KINDS, Terms
@@ -63,7 +63,8 @@ def composed(forecaster: ModelProto, d: Forecasts, ports: Ports) -> Composed:
     outputs = []
     for role, features, dtype in d.outputs:
         name = g.builder.output(out[role].name, role, KINDS[dtype], ["B", *_width(features)])
-        outputs.append(Output(name, role=role, features=features))
+        held_by = states.get(HELD.get(role, ""))
+        outputs.append(Output(name, role=role, features=features, state=None if held_by is None else held_by.input))
     for name, state in states.items():
         graph.node.append(helper.make_node("Identity", [after[name].name], [state.output], name=f"{state.output}/copy"))
         graph.output.append(helper.make_tensor_value_info(state.output, KINDS[state.dtype], ["B", *state.shape]))

@@ -16,6 +16,8 @@ EVIDENCE = ("error", "others", "range", "stuck")
 STATUS = ("warming", "calibrated", "drifting")  # the output `status` is a place in here
 LEAST_VARIANCE = 1e-12  # of scores, which are logarithms
 
+HELD = {"event": "length", "since": "began", "severity": "peak"}  # by role, the state that holds what was put out last
+
 Made = tuple[str, tuple[str, ...] | None, str]  # an output: name and role, its features, dtype
 
 
