@@ -119,6 +119,21 @@ def test_a_threshold_that_was_not_asked_to_move_stays() -> None:
     assert set(told(by_hand(), [0, 0] + [9, 0, 0, 0] * 30)["threshold"].tolist()) == {np.float32(BASE)}
 
 
+@pytest.mark.parametrize("targets", [(0,), (1, 0)], ids=["not forecast", "forecast"])
+def test_a_sensor_rests_on_over_missing_readings(targets: tuple[int, ...]) -> None:
+    """They are not counted, and what stands in for them is no move: the fifth reading without one is odd."""
+    d = detector(
+        width=2, targets=targets, evidence=("stuck",), spread=np.full(len(targets), 1e3), still=np.full(2, 4.0)
+    )
+    x = np.arange(20, dtype=np.float32).repeat(2).reshape(20, 1, 2)
+    x[5:, :, 1] = 5  # and from here on it rests
+    x[8:10, :, 1] = np.nan
+    told = run_alone(d, x, np.full((20, 1, len(targets)), 5.5, np.float32))["reason"][:, 0]
+    stuck = d.evidence.index("stuck")
+    assert (told[:, 0] != stuck).all()
+    assert [t for t in range(20) if told[t, 1] == stuck and t not in (8, 9)] == list(range(12, 20))
+
+
 def denormal(value: Array) -> bool:
     """Whether any number is one of those below 1e-38, which processors are slow with."""
     return bool(((value != 0) & (np.abs(value) < np.finfo(np.float32).tiny)).any())

@@ -109,7 +109,7 @@ class Stream:
         out |= self.reason(evidence)
         self.event(out, over, judged, score / level, time)
         self.drift(out, z, plain, judged, missing)
-        self.forecast, self.last = np.asarray(prediction, np.float64), x
+        self.forecast, self.last = np.asarray(prediction, np.float64), np.where(missing, self.last, x)
         self.seen, self.count = min(self.seen + 1, d.warm), self.count + 1
         return out | {"sure": self.sure, "ranked": self.sure and self.ranked}
 

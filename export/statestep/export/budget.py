@@ -54,7 +54,7 @@ def budget_of(text: str, period_seconds: float | None) -> Budget:
     >>> budget_of("1/week", 300.0).every, budget_of("0.9999", None).quantile
     (2016, 0.9999)
     """
-    if found := re.fullmatch(r"\s*([0-9.]+)\s*/\s*([a-z]+)\s*", text):
+    if found := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*/\s*([a-z]+)\s*", text):
         count, unit = float(found[1]), found[2].removesuffix("s")
         if unit in SECONDS and count > 0:
             if period_seconds is None:
@@ -63,7 +63,7 @@ def budget_of(text: str, period_seconds: float | None) -> Budget:
                     "or the period, or give a number of rows (1/5000 rows) or a quantile (0.999)"
                 )
             return Budget(_every(SECONDS[unit] / period_seconds / count, text))
-    elif found := re.fullmatch(r"\s*([0-9.]+)\s*/\s*([0-9]+)\s*rows?\s*", text):
+    elif found := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*/\s*([0-9]+)\s*rows?\s*", text):
         if float(found[1]) > 0:
             return Budget(_every(int(found[2]) / float(found[1]), text))
     else:

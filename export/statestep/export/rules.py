@@ -32,8 +32,9 @@ LEAST_MARGIN = 0.05  # standard deviations; a feature that never moved may move 
 REACH = 10.0  # standard units; a reading further out says no more about the others
 FASTEST = 4.0  # usual sizes; what is further off moves what is usual of a stream no more than that
 FEWEST = 8.0  # timesteps that what is usual of a stream is a mean of at least
+LARGEST = float(np.finfo(np.float32).max)  # a finite reading makes no number that is not
 TINY = 1e-30  # a decaying state is cut to zero here, long before it becomes a denormal number, which is slow
-LEAST_SQUARE = 1e-12  # of a stream's own errors, in its own standard units
+LEAST_SQUARE = 1e-6  # of a stream's own errors, in its own standard units; from 0 a unit could not grow again
 STUCK = 4.0  # evidence of a sensor that has not moved for as long as was possible
 GAIN = 0.05  # by which share an event raises the threshold
 LOWEST, HIGHEST = 0.5, 4.0  # of the calibrated threshold
@@ -72,7 +73,7 @@ def stood_in(d: Forecasts, g: Terms, x: Term, states: States) -> tuple[Term, Ter
 
 def rows(d: Forecasts, g: Terms, given: Given, states: States) -> tuple[Values, Values]:
     """One timestep: outputs, and next states by the name of the state."""
-    after: Values = {"forecast": given.prediction, "last": given.x}
+    after: Values = {"forecast": given.prediction, "last": g.where(given.missing, states["last"], given.x)}
     out: Values = {"expected": states["forecast"]}
     if not isinstance(d, Detector):
         return out, after
@@ -101,7 +102,8 @@ def _evidence(d: Detector, g: Terms, given: Given, z: Term, states: States, out:
         assert d.others_spread is not None
         said = g.clipped(z, -REACH, REACH) @ d.others.astype(np.float32)  # [B, F]
         found["others"] = _apart(d, g, g.clipped((z - said) / d.others_spread, -LIMIT, LIMIT), given, states, after)
-        out["related"] = given.x + (said - z) * (d.std if given.std is None else given.std)
+        related = given.x + (said - z) * (d.std if given.std is None else given.std)
+        out["related"] = g.clipped(related, -LARGEST, LARGEST)
     if d.low is not None:
         assert d.high is not None
         margin = np.maximum(MARGIN * (d.high - d.low), LEAST_MARGIN)  # [F]
@@ -126,7 +128,7 @@ def _apart(d: Detector, g: Terms, apart: Term, given: Given, states: States, aft
     usual = states["usual_apart"]
     count = g.clipped(g.cast(states["seen"], "float32") + 1.0, FEWEST, float(d.window))  # [B, 1]
     moved = usual + g.clipped(apart - usual, -FASTEST, FASTEST) / count
-    after["usual_apart"] = g.where(given.missing, usual, moved)
+    after["usual_apart"] = g.where(given.missing, usual, _cut(g, moved))
     off = apart - usual
     return off * off
 
@@ -158,7 +160,7 @@ def _own_unit(d: Detector, g: Terms, square: Term, missing: Term, states: States
     warmed = states["seen"] >= g.whole(d.warm)  # [B, 1]
     weight = g.where(warmed, 1.0 / max(d.window, d.warm), 1.0 / g.largest(age, 1.0))
     now = g.where(warmed, g.smallest(square, FASTEST**2 * before), square)
-    moved = before + (now - before) * weight
+    moved = g.largest(before + (now - before) * weight, LEAST_SQUARE)
     return g.where(missing | (states["seen"] == g.whole(0)), before, moved)  # at its birth it had no forecast
 
 
@@ -192,10 +194,10 @@ def _against_own_past(d: Detector, g: Terms, plain: Term, states: States, after:
     held, quiet = states["scores"], states["length"] == g.whole(0)  # an event does not become usual
     if d.rule == "likelihood":
         short, mean, variance = (g.columns(held, [k]) for k in range(3))  # [B, 1]
-        now, weight = SHORT * plain + (1 - SHORT) * short, 1 / d.window
+        now, weight = _cut(g, SHORT * plain + (1 - SHORT) * short), 1 / d.window
         apart = plain - mean
         spread = (1 - weight) * (variance + weight * (apart * apart))
-        moved = g.joined(now, mean + weight * apart, g.largest(spread, LEAST_VARIANCE))
+        moved = g.joined(now, _cut(g, mean + weight * apart), g.largest(spread, LEAST_VARIANCE))
         after["scores"] = g.where(quiet, moved, g.joined(now, mean, variance))
         return g.largest((now - mean) / g.node("Sqrt", variance), 0.0)
     after["scores"] = g.where(quiet, g.joined(g.columns(held, range(1, d.window)), plain), held)
@@ -208,6 +210,11 @@ def _against_own_past(d: Detector, g: Terms, plain: Term, states: States, after:
     inside = g.node("Gather", g.constant(share), g.cast(rank, "int64"), axis=0)  # [B, 1]
     beyond = (plain - edge) / (scale * math.log(10)) + math.log10((d.window + 1) / count)
     return g.where(plain > edge, beyond, inside)
+
+
+def _cut(g: Terms, value: Term) -> Term:
+    """Nothing where next to nothing is left."""
+    return g.where(g.node("Abs", value) < TINY, 0.0, value)
 
 
 def _threshold(d: Detector, g: Terms, states: States) -> Term:
