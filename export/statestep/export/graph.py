@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from statestep.export.errors import ExportError, first_line
 from statestep.export.forms import SequenceForm, StepForm, StreamModel
 from statestep.export.stepping import pad_rows
-from statestep.export.surgery import forget_the_machine
+from statestep.export.surgery import forget_the_machine, renamed
 
 OPSET = 18  # the exporter's lowest, so that old runtimes read it; nothing here needs a newer one
 FOLD_LIMIT = 1 << 30  # bytes; below it the optimizer folds weights into plain initialisers, its default leaves Slices
@@ -73,7 +73,24 @@ def _export(
         )
     _check(folded)
     forget_the_machine(folded.graph)
+    _number(folded.graph)
     return folded
+
+
+def _number(graph: onnx.GraphProto) -> None:
+    """Name the tensors between by their place: torch's own names hang on what the process has exported before."""
+    kept = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+    names = {
+        output: f"{node.op_type}_{place}_{number}"
+        for place, node in enumerate(graph.node)
+        for number, output in enumerate(node.output)
+        if output and output not in kept
+    }
+    nodes = [renamed(node, names) for node in graph.node]
+    for place, node in enumerate(nodes):
+        node.name = f"{node.op_type}_{place}"
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
 
 
 def _check(model: onnx.ModelProto) -> None:
