@@ -54,8 +54,7 @@ def attached(
     made = composed(graph, done.detector, ports)
     whole = None
     if sequence is not None:
-        names = {output.role or "": output.name for output in made.outputs}
-        whole = composed_sequence(sequence, done.detector, replace(ports, x=sequence.graph.input[0].name), names)
+        whole = composed_sequence(sequence, done.detector, replace(ports, x=sequence.graph.input[0].name), made.names)
     return (
         made.graph,
         whole,

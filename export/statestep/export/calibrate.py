@@ -15,7 +15,7 @@ import numpy as np
 from statestep.export.budget import Budget, Tail, threshold_for
 from statestep.export.compare import Array, Outputs
 from statestep.export.compose import alone
-from statestep.export.detector import Detector, Forecasts
+from statestep.export.detector import STATUS, Detector, Forecasts
 from statestep.export.errors import ExportError
 from statestep.export.rules import FEWEST, REACH
 from statestep.export.series import Block, unit_of
@@ -68,7 +68,7 @@ class Calibrated:
         d, tail = self.detector, self.tail
         return {
             "evidence": list(d.evidence),
-            "status": ["warming", "calibrated", "drifting"],
+            "status": list(STATUS),
             "alpha": d.alpha,
             "combine": d.combine,
             "rule": d.rule,

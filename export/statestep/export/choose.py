@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from statestep.export.calibrate import WARM, Judging, calibrated, measured
+from statestep.export.calibrate import WARM, Judging, Past, calibrated, measured
 from statestep.export.compare import Array
 from statestep.export.detector import Forecasts
 from statestep.export.faults import Struck, struck
@@ -83,45 +83,49 @@ def choose(
         on_choice(choices[-1])
         return clock() - begin < seconds
 
-    winner = _rules(best, series, lanes, judging, partial(goes_on, _words(network)))
+    seen = _seen(best, series, lanes)
+    winner = searched(
+        seen.clean,
+        seen.faulty,
+        lanes.faults,
+        seen.pasts,
+        seen.known,
+        judging,
+        warm=seen.warm,
+        goes_on=partial(goes_on, _words(network)),
+    )
     for change in NETWORKS:
         if clock() - begin + spent > seconds:
             break
         other = _changed(network, change)
         made = fit(streams, features, judging=judging, validation=validation, seed=seed, **other)
-        found = _tried(made, series, lanes, winner.judging)
+        theirs = _seen(made, series, lanes)
+        base = measured(theirs.pasts, theirs.known, winner.judging, warm=theirs.warm)
+        found = tried(theirs.clean, theirs.faulty, lanes.faults, base, winner.judging)
         goes_on(_words(other), found)
         if found.share > winner.share + MARGIN:
-            best, winner = made, found
+            best, seen, winner = made, theirs, found
     if winner.judging != judging:
-        warm = WARM if best.model.per_stream else 1
-        pasts = [past_of(best.model, block) for block in blocks_of(series)]
-        best = replace(best, detector=calibrated(pasts, _known(best, series), winner.judging, warm=warm))
+        best = replace(best, detector=calibrated(seen.pasts, seen.known, winner.judging, warm=seen.warm))
     return Chosen(best, winner.judging, tuple(choices))
 
 
-def _rules(
-    fitted: Fitted, series: Sequence[Series], lanes: Struck, judging: Judging, goes_on: Callable[[Tried], bool]
-) -> Tried:
-    """Search among the rules for one network."""
-    pasts = [past_of(fitted.model, block) for block in blocks_of(series)]
-    clean, faulty = past_of(fitted.model, lanes.clean), past_of(fitted.model, lanes.faulty)
-    warm = WARM if fitted.model.per_stream else 1
-    known = _known(fitted, series)
-    return searched(clean, faulty, lanes.faults, pasts, known, judging, warm=warm, goes_on=goes_on)
+class _Seen(NamedTuple):
+    """What one fit forecasts: for whole streams, and for the lanes without faults and with them."""
+
+    pasts: list[Past]
+    clean: Past
+    faulty: Past
+    known: Forecasts
+    warm: int
 
 
-def _tried(fitted: Fitted, series: Sequence[Series], lanes: Struck, judging: Judging) -> Tried:
-    """One network under one rule."""
-    pasts = [past_of(fitted.model, block) for block in blocks_of(series)]
-    clean, faulty = past_of(fitted.model, lanes.clean), past_of(fitted.model, lanes.faulty)
-    warm = WARM if fitted.model.per_stream else 1
-    return tried(clean, faulty, lanes.faults, measured(pasts, _known(fitted, series), judging, warm=warm), judging)
-
-
-def _known(fitted: Fitted, series: Sequence[Series]) -> Forecasts:
+def _seen(fitted: Fitted, series: Sequence[Series], lanes: Struck) -> _Seen:
     model = fitted.model
-    return Forecasts(features=model.features, targets=model.network.targets, mean=mean_of(series))
+    known = Forecasts(features=model.features, targets=model.network.targets, mean=mean_of(series))
+    pasts = [past_of(model, block) for block in blocks_of(series)]
+    warm = WARM if model.per_stream else 1
+    return _Seen(pasts, past_of(model, lanes.clean), past_of(model, lanes.faulty), known, warm)
 
 
 def _changed(network: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

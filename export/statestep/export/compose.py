@@ -39,6 +39,11 @@ class Composed:
     outputs: tuple[Output, ...]
     time: str | None  # the input that takes event times, int64 [B]
 
+    @property
+    def names(self) -> dict[str, str]:
+        """The name of each output of the detector by its role, for the sequence form to bear too."""
+        return {output.role: output.name for output in self.outputs if output.role}
+
 
 def composed(forecaster: ModelProto, d: Forecasts, ports: Ports) -> Composed:
     """The step graph of a forecaster, x [B, F] and states → prediction [B, K] and next states, with `d` in it."""

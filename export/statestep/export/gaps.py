@@ -18,8 +18,8 @@ import numpy as np
 
 from statestep.export.compare import Array
 from statestep.runtime import StepModel
+from statestep.runtime.contract import GAP_WAYS
 
-WAYS = ("hold", "bridge", "reset")
 LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200)  # timesteps that are missing; none longer is bridged
 AFTER = 10  # forecasts after the gap that are compared
 RUN_IN = 256  # timesteps before it
@@ -66,7 +66,7 @@ def plan_of(measured: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = []
     for row in [*measured, {**measured[-1], "missing": None, "bridge": np.inf}]:
-        least = min(WAYS, key=lambda way: row[way])  # used at once
+        least = min(GAP_WAYS, key=lambda way: row[way])  # used at once
         best = least if row[least] < (1 - GAIN) * row["hold"] else "hold"
         if found and found[-1]["do"] == best:
             found.pop()
@@ -104,7 +104,7 @@ def _errors(model: StepModel, gaps: Sequence[Gap], length: int) -> dict[str, flo
     for _ in range(length):
         _, bridged = model.step(np.full_like(after[0], np.nan), bridged)
     found = {}
-    for way, states in zip(WAYS, (reached, bridged, born), strict=True):
+    for way, states in zip(GAP_WAYS, (reached, bridged, born), strict=True):
         misses = []
         for row, following in pairwise(after):
             outputs, states = model.step(row, states)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -78,9 +79,13 @@ def _export(
 
 
 def _number(graph: onnx.GraphProto) -> None:
-    """Name the tensors between by their place: torch's own names hang on what the process has exported before."""
+    """Name constants and the tensors between by their place: torch's hang on what the process has exported before."""
     kept = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
-    names = {
+    constants = [tensor for tensor in graph.initializer if re.fullmatch(r"val_\d+", tensor.name)]  # weights have names
+    names = {tensor.name: f"constant_{place}" for place, tensor in enumerate(constants)}
+    for tensor in constants:
+        tensor.name = names[tensor.name]
+    names |= {
         output: f"{node.op_type}_{place}_{number}"
         for place, node in enumerate(graph.node)
         for number, output in enumerate(node.output)

@@ -15,9 +15,9 @@ import numpy as np
 from onnx import GraphProto, TensorProto
 
 from statestep.export.compare import Array
+from statestep.export.stepping import VECTOR
 from statestep.export.surgery import Builder
 
-VECTOR = 16  # float32 numbers in the widest vector of a processor
 KINDS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 
 

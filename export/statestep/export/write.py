@@ -78,9 +78,8 @@ def export_step(
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as folder:
             known = _known(model) if detector is None else detector.detector
             ports = Ports(own=OWN if model.per_stream else None)
-            traced = sequence_graph(model)  # first: behind a first trace torch names its tensors otherwise
             made = composed(step_graph(model), known, ports)
-            sequence = composed_sequence(traced, known, ports, {o.role or "": o.name for o in made.outputs})
+            sequence = composed_sequence(sequence_graph(model), known, ports, made.names)
             contract = replace(
                 contract_of(model, made, ranges=ranges or {}, units=units or {}),
                 name=name or out.stem,
