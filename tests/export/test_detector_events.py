@@ -67,8 +67,18 @@ def test_an_event_ends_after_exactly_so_much_calm(calm: int) -> None:
 def test_a_missing_reading_leaves_an_event_as_it_is() -> None:
     """It says nothing: the score stays, and the event with it, be it over the threshold or in its calm."""
     given = told(by_hand(), [0, 0, 3, math.nan, math.nan, 0, math.nan, 0, 0])
-    assert given["event"].tolist() == [0, 0, 1, 2, 3, 4, 5, -6, 0]
+    assert given["event"].tolist() == [0, 0, 1, 2, 3, 4, 5, 6, -7]
     assert (given["score"][3:5] == given["score"][2]).all() and given["expected"].tolist() == [0] * 9
+
+
+def test_a_timestep_without_any_reading_is_neither_calm_nor_time_without_an_event() -> None:
+    """An event goes on through them, however short the calm that ends it, and the threshold waits."""
+    d = by_hand(calm=1, alpha=0.5, every=10)
+    x = [0.0, 0.0, 0.0, 9.0, *[math.nan] * 30, 0.0, 0.0]
+    given = told(d, x)
+    assert given["event"][3:34].tolist() == list(range(1, 32))
+    assert len(set(given["threshold"][4:35].tolist())) == 1
+    assert given["threshold"][35] < given["threshold"][34]
 
 
 def test_it_drifts_where_more_than_half_of_late_timesteps_are_odd() -> None:

@@ -107,7 +107,7 @@ class Stream:
         out |= {"score": score, "threshold": level, "anomaly": over}
         out["contribution"] = logs / max(logs.sum(), rules.TINY)
         out |= self.reason(evidence)
-        self.event(out, over, judged, score / level, time)
+        self.event(out, over, judged, score / level, time, bool(missing.all()))
         self.drift(out, z, plain, judged, missing)
         self.forecast, self.last = np.asarray(prediction, np.float64), np.where(missing, self.last, x)
         self.seen, self.count = min(self.seen + 1, d.warm), self.count + 1
@@ -182,11 +182,11 @@ class Stream:
         share = rules.GAIN * self.ticks / self.d.every if self.d.every else 0.0
         return min(max(1 + share, rules.LOWEST), rules.HIGHEST)
 
-    def event(self, out: dict[str, Any], over: bool, judged: bool, ratio: float, time: int) -> None:
-        """It begins, goes on through shorter calm, and ends."""
+    def event(self, out: dict[str, Any], over: bool, judged: bool, ratio: float, time: int, blank: bool) -> None:
+        """It begins, goes on through shorter calm, and ends; in a timestep without a reading it only goes on."""
         d = self.d
-        begins = over and self.length == 0
-        if d.every is not None:
+        begins = over and self.length == 0 and not blank
+        if d.every is not None and not blank:
             self.ticks += (d.every if begins else 0) - judged
             low, high = (round((bound - 1) / rules.GAIN) * d.every for bound in (rules.LOWEST, rules.HIGHEST))
             self.ticks = min(max(self.ticks, low), high)
@@ -197,9 +197,9 @@ class Stream:
             return
         self.sure &= self.ranked  # the score may be the event's highest
         self.length += 1
-        self.quiet = 0 if over else self.quiet + 1
+        self.quiet = self.quiet if blank else 0 if over else self.quiet + 1
         self.peak = max(self.peak, ratio)
-        ends = self.quiet >= d.calm
+        ends = self.quiet >= d.calm and not blank
         out |= {"event": -self.length if ends else self.length, "since": self.began, "severity": self.peak}
         if ends:
             self.length, self.quiet, self.began, self.peak = 0, 0, int(NO_TIME), 0.0

@@ -28,5 +28,5 @@ def bits(engine: Engine) -> dict[bytes, tuple[bytes, ...]]:
 
 def rows_of(out: Advanced) -> list[tuple[bytes, ...]]:
     """What a call gave, a row at a time, as bytes."""
-    columns = [*out.outputs.values(), out.rejected, out.step, out.previous_time, out.dirtied]
+    columns = [*out.outputs.values(), out.rejected, out.step, out.previous_time, out.bridged, out.reset, out.dirtied]
     return [tuple(column[i].tobytes() for column in columns) for i in range(len(out.step))]

@@ -12,6 +12,7 @@ from statestep.runtime import NO_TIME, Model
 from statestep.runtime.engine import NO_OFFSET
 
 Array = np.ndarray[Any, Any]
+Plan = tuple[tuple[int | None, str], ...]  # up to so many missing timesteps, what is done
 
 
 def sigmoid(z: Array) -> Array:
@@ -74,34 +75,70 @@ class Stream:
 class DictEngine:
     """The engine's semantics without its machinery: one row at a time, and a deep copy for `rollback`."""
 
-    def __init__(self, model: Model):
-        self.model = model
+    def __init__(self, model: Model, period: int = 0, plan: Plan = ((None, "hold"),), expire: int | None = None):
+        """The period and `expire` in ns; without a period there are no gaps."""
+        self.model, self.period, self.plan, self.expire = model, period, plan, expire
         self.streams: dict[bytes, Stream] = {}
         self.committed: dict[bytes, Stream] = {}
 
     def advance(
-        self, keys: list[bytes], x: Array, times: list[int], offsets: list[int], anew: list[bool] | None = None
-    ) -> list[tuple[dict[str, Array], bool, int, int, bool]]:
-        """For each row: outputs, rejected, step, previous time, dirtied."""
+        self, keys: list[bytes], x: Array, times: list[int], offsets: list[int]
+    ) -> list[tuple[dict[str, Array], bool, int, int, int, bool, bool]]:
+        """For each row: outputs, rejected, step, previous time, bridged, reset, dirtied."""
         results = []
-        begins = anew or [False] * len(keys)
-        for key, row, time, offset, begin in zip(keys, x, times, offsets, begins, strict=True):
-            stream = self.streams.get(key) or Stream(self.model.initial_states())
-            before = self.model.initial_states() if begin else stream.states
-            outputs, states = self.model.step(row[None], [value[None] for value in before])
-            arrays = [*outputs.values(), *states]
-            good = all(np.isfinite(value).all() for value in arrays if value.dtype.kind == "f")
-            previous, dirtied = stream.time, good and stream.dirty is None
+        for key, row, time, offset in zip(keys, x, times, offsets, strict=True):
+            known = self.streams.get(key) or Stream(self.model.initial_states())
+            stream, bridged, reset = self.after_silence(known.copy(), time)
+            previous, dirtied = stream.time, False
+            outputs, states, good = self.step(stream, row, time)
             if good:
-                self.streams[key] = stream
-                stream.states = [value[0].copy() for value in states]
-                stream.step = 1 if begin else stream.step + 1
+                dirtied = stream.dirty is None
+                stream.states, stream.step = states, stream.step + 1
                 stream.time = max(stream.time, time)
                 stream.offset = offset
                 stream.dirty = offset if stream.dirty is None else min(stream.dirty, offset)
-            step = 0 if begin and not good else stream.step
-            results.append(({n: value[0] for n, value in outputs.items()}, not good, step, previous, dirtied))
+                known = self.streams[key] = stream
+            told = (bridged, reset) if good else (0, False)
+            results.append((outputs, not good, known.step, previous, *told, dirtied))
         return results
+
+    def step(self, stream: Stream, row: Array, time: int) -> tuple[dict[str, Array], list[Array], bool]:
+        """One timestep: outputs, next states, and whether all of it is finite."""
+        outputs, states = self.model.step(row[None], [value[None] for value in stream.states], np.array([time]))
+        arrays = [*outputs.values(), *states]
+        good = all(np.isfinite(value).all() for value in arrays if value.dtype.kind == "f")
+        return {name: value[0] for name, value in outputs.items()}, [value[0].copy() for value in states], good
+
+    def after_silence(self, stream: Stream, time: int) -> tuple[Stream, int, bool]:
+        """The stream just before an observation, how many timesteps were bridged, whether it was reset."""
+        if NO_TIME in (stream.time, time):
+            return stream, 0, False
+        elapsed, contract, born = time - stream.time, self.model.contract, self.model.initial_states()
+        lasting = [any(o.state == s.input for o in contract.outputs) for s in contract.states]
+        held = zip(stream.states, born, lasting, strict=True)
+        if self.expire is not None and elapsed > self.expire:
+            if all((value == begin).all() for value, begin, lasts in held if lasts):
+                stream.states, stream.step, stream.time = born, 0, NO_TIME
+                return stream, 0, False
+            way, missing = "reset", 0
+        elif not self.period or elapsed <= 1.5 * self.period:
+            return stream, 0, False
+        else:
+            missing = round(elapsed / self.period) - 1
+            way = next(way for up_to, way in self.plan if up_to is None or missing <= up_to)
+        if way == "reset":
+            pairs = zip(stream.states, born, lasting, strict=True)
+            stream.states = [value if lasts else begin for value, begin, lasts in pairs]
+        if way != "bridge":
+            return stream, 0, way == "reset"
+        for number in range(1, missing + 1):
+            _, states, good = self.step(
+                stream, np.full(len(contract.features), np.nan, np.float32), stream.time + number * self.period
+            )
+            if not good:
+                return stream, number - 1, False
+            stream.states, stream.step = states, stream.step + 1
+        return stream, missing, False
 
     def drop(self, keys: list[bytes]) -> None:
         for key in keys:

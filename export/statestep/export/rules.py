@@ -85,12 +85,13 @@ def rows(d: Forecasts, g: Terms, given: Given, states: States) -> tuple[Values, 
     plain = _combined(d, g, logs)  # [B, 1]
     score = _against_own_past(d, g, plain, states, after)
     threshold = _threshold(d, g, states)
+    blank = g.most(1.0 - g.cast(given.missing, "float32")) < 0.5  # [B, 1] a timestep without any reading
     over = (score > threshold) & judged  # [B, 1]
     total = g.total(logs, d.width)  # [B, 1]
     out |= {"score": g.flat(score), "threshold": g.flat(threshold), "anomaly": g.flat(over)}
     out["contribution"] = logs / g.largest(total, TINY)
     out["reason"] = _reason(d, g, evidence)
-    _event(d, g, score / threshold, over, judged, given.time, states, out, after)
+    _event(d, g, score / threshold, over, judged, blank, given.time, states, out, after)
     _drift(d, g, z, plain, judged, given.missing, states, out, after)
     return out, after
 
@@ -236,6 +237,7 @@ def _event(
     ratio: Term,
     over: Term,
     judged: Term,
+    blank: Term,
     time: Term,
     states: States,
     out: Values,
@@ -244,14 +246,14 @@ def _event(
     """Where an event begins, goes on and ends.
 
     `event` counts its timesteps: n at its n-th, −n at the n-th that is its last, 0 outside. `severity` is the highest
-    score so far in units of the threshold.
+    score so far in units of the threshold. A timestep without any reading begins none and ends none.
     """
     none, one = g.whole(0), g.whole(1)
     length = states["length"]  # [B, 1] timesteps so far
     on = length > none
-    begins = over & ~on
-    quiet = g.where(over, none, states["quiet"] + one)
-    ends = on & (quiet >= g.whole(d.calm))
+    begins = over & ~(on | blank)
+    quiet = g.where(blank, states["quiet"], g.where(over, none, states["quiet"] + one))
+    ends = on & ~blank & (quiet >= g.whole(d.calm))
     goes_on = begins | (on & ~ends)
     count = g.where(begins, one, length + one)
     since = g.where(begins, time, states["began"])
@@ -267,7 +269,7 @@ def _event(
     if d.every is None:
         after["ticks"] = g.node("Identity", states["ticks"])
         return
-    moved = states["ticks"] + g.where(begins, g.whole(d.every), none) - g.cast(judged, "int64")
+    moved = states["ticks"] + g.where(begins, g.whole(d.every), none) - g.cast(judged & ~blank, "int64")
     low, high = (int((bound - 1) / GAIN * d.every) for bound in (LOWEST, HIGHEST))
     after["ticks"] = g.node("Min", g.node("Max", moved, g.whole(low)), g.whole(high))
 

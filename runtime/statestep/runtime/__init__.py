@@ -6,6 +6,7 @@ from statestep.runtime.guard import ModelError
 from statestep.runtime.invariance import rows_agree
 from statestep.runtime.model import StepModel, session_options
 from statestep.runtime.pairs import detect
+from statestep.runtime.silence import Silence, silence_of
 from statestep.runtime.state import CapacityError
 
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "ModelError",
     "Output",
     "Records",
+    "Silence",
     "State",
     "StepModel",
     "detect",
     "rows_agree",
     "session_options",
+    "silence_of",
     "stamp",
 ]

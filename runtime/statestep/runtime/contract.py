@@ -42,6 +42,7 @@ BY_STREAM = (
 )
 ROLES = (*BY_FEATURE, *BY_STREAM, "flags")
 GAP_WAYS = ("hold", "bridge", "reset")
+MOST_BRIDGED = 200  # timesteps; a model that goes on by itself for longer says little
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "bool")
 
 
@@ -281,6 +282,8 @@ def _validate_gaps(gaps: Any) -> None:
         ways = [step["do"] for step in gaps["plan"]]
         sound = bool(ways) and lengths[-1] is None and ways[-1] != "bridge" and set(ways) <= set(GAP_WAYS)
         sound = sound and all(type(n) is int and n >= 1 for n in lengths[:-1]) and lengths[:-1] == sorted(lengths[:-1])
+        bridged = [n for n, way in zip(lengths, ways, strict=True) if way == "bridge"]
+        sound = sound and all(n <= MOST_BRIDGED for n in bridged)
     except (AttributeError, KeyError, TypeError, IndexError):
         sound = False
     if not sound:

@@ -21,6 +21,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from statestep.runtime.contract import NO_TIME, Contract
+from statestep.runtime.results import Results, as_born, blanked, finite
+from statestep.runtime.silence import Silence
 from statestep.runtime.state import Array, Column, Slots, StateTable
 from statestep.runtime.waves import Rows, portions_of, waves_of
 
@@ -68,6 +70,8 @@ class Advanced:
     rejected: np.ndarray[Any, np.dtype[np.bool_]]  # [N] the model gave something not finite; nothing was changed
     step: np.ndarray[Any, np.dtype[np.int64]]  # [N] the stream's number of timesteps, this one included
     previous_time: np.ndarray[Any, np.dtype[np.int64]]  # [N] greatest event time before this row, or NO_TIME
+    bridged: np.ndarray[Any, np.dtype[np.int64]]  # [N] timesteps without readings that were stepped before the row's
+    reset: np.ndarray[Any, np.dtype[np.bool_]]  # [N] the stream's states began anew with this row, after a gap
     dirtied: np.ndarray[Any, np.dtype[np.bool_]]  # [N] rows by which a clean stream became dirty
     slots: Slots  # [N] the stream's place in the table, until it is dropped
     waves: int  # how often the stream that occurred most did
@@ -93,13 +97,18 @@ class Advanced:
 class Engine:
     """Recurrent state for up to `max_streams` streams, advanced in batches. Not thread-safe."""
 
-    def __init__(self, model: Model, max_streams: int = 1_000_000):
+    def __init__(self, model: Model, max_streams: int = 1_000_000, silence: Silence | None = None):
+        """`silence` says what is done before an observation whose stream was silent; else it is the next timestep."""
         self.model = model
+        self.silence = silence
         columns = [
             Column(f"state {state.input}", value)
             for state, value in zip(model.contract.states, model.initial_states(), strict=True)
         ]
         self._width = len(columns)
+        lasting = {output.state for output in model.contract.outputs}
+        # States of what was put out last: an event that is on outlives a new beginning, for its end is to be told.
+        self._lasting = [i for i, state in enumerate(model.contract.states) if state.input in lasting]
         columns += [
             Column(STEP, np.zeros((), np.int64)),
             Column(TIME, np.full((), NO_TIME, np.int64)),
@@ -117,24 +126,22 @@ class Engine:
         x: Array,
         times: Array | None = None,
         offsets: Array | None = None,
-        anew: Array | None = None,
     ) -> Advanced:
         """Step each observation's stream once, in order.
 
         `keys` has N stream keys, `x` is float32 [N, F] (the contract's input dtype), `times` int64 [N] event times
         in nanoseconds since the epoch, or None where there are none, `offsets` int64 [N] the observations' places in
-        their log, which do not fall within a stream, or None. Where `anew`, bool [N], is true, the stream begins anew
-        with that row: from the initial state, as its first timestep. A key may occur any number of times.
+        their log, which do not fall within a stream, or None. A key may occur any number of times.
 
         A stream whose every row is rejected is not begun. Raises TypeError or ValueError for arrays of another kind,
         and `CapacityError` when the call brings more new streams than there is room for; nothing has changed then.
         """
-        self._check(keys, x, times, offsets, anew)
+        self._check(keys, x, times, offsets)
         places = np.zeros(len(keys), np.int64) if offsets is None else offsets  # [N]
         mark = self.table.mark()
         slots = self.table.admit(keys)  # [N]
         before: list[tuple[Slots, list[Array]]] = []
-        out: _Results | None = None
+        out: Results | None = None
         waves = runs = 0
         try:
             for waves, wave in enumerate(waves_of(slots), 1):
@@ -144,8 +151,6 @@ class Engine:
                     if waves == 1:  # every stream of the call is in the first wave
                         before.append((here, held))
                         self.table.save(here, held)
-                    if anew is not None and anew[rows].any():
-                        held = self._born_again(held, anew[rows])
                     out = self._run(rows, here, held, x, times, places, out)
                     runs += 1
         except BaseException:
@@ -158,7 +163,17 @@ class Engine:
         if np.count_nonzero(out.rejected):
             self._unborn(mark)
         return Advanced(
-            self.model.contract, out.outputs, out.rejected, out.step, out.previous_time, out.dirtied, slots, waves, runs
+            self.model.contract,
+            out.outputs,
+            out.rejected,
+            out.step,
+            out.previous_time,
+            out.bridged,
+            out.reset,
+            out.dirtied,
+            slots,
+            waves,
+            runs,
         )
 
     def commit(self) -> None:
@@ -249,16 +264,46 @@ class Engine:
             raise KeyError(f"there is no stream {keys[int(np.argmin(slots))]!r}")
         return slots
 
-    def _born_again(self, held: list[Array], anew: Array) -> list[Array]:
-        """The records `held` [n, …], those that are `anew` [n] with the initial states and step 0."""
-        rows = [value.copy() for value in held[: self._width + 1]]  # the undo log keeps what they were
-        for row, column in zip(rows, self.table.columns, strict=False):
-            row[anew] = column.initial
-        return [*rows, *held[self._width + 1 :]]
+    def idle(self, slots: Slots) -> Array:
+        """Which streams have put out nothing that is still to be gone on with, such as an event: bool [n]."""
+        columns = [self.table.columns[i] for i in self._lasting]
+        return as_born(columns, [self.table.column(column.name)[slots] for column in columns], len(slots))
 
-    def _check(
-        self, keys: Sequence[bytes], x: Array, times: Array | None, offsets: Array | None, anew: Array | None
-    ) -> None:
+    def _after_silence(self, held: list[Array], times: Array, x: Array) -> tuple[list[Array], Array, Array]:
+        """The records `held` [n, …] as they are just before observations at `times` [n]; bridged [n] and reset [n].
+
+        An event that is on is no new stream's, so a stream that has expired in the middle of one is reset.
+        """
+        before, count = held[self._width + 1], len(times)
+        judged = None if self.silence is None else self.silence.judged(before, times)
+        if self.silence is None or judged is None:
+            return held, np.zeros(count, np.int64), np.zeros(count, bool)
+        bridged, reset, expired = judged
+        lasting = [self.table.columns[i] for i in self._lasting]
+        new = expired & as_born(lasting, [held[i] for i in self._lasting], count)  # [n]
+        reset = reset | (expired & ~new)
+        rows = [value.copy() for value in held]  # the undo log keeps what they were
+        for place, (row, column) in enumerate(zip(rows[: self._width + 2], self.table.columns, strict=False)):
+            row[new] = column.initial
+            if place < self._width and place not in self._lasting:
+                row[reset] = column.initial
+        for number in range(1, int(bridged.max()) + 1):
+            here = np.flatnonzero(bridged >= number)  # [m]
+            if not here.size:
+                break
+            absent = np.full((len(here), x.shape[1]), np.nan, x.dtype)  # [m, F]
+            when = before[here] + round(number * self.silence.period_ns)  # [m]
+            outputs, states = self.model.step(absent, [row[here] for row in rows[: self._width]], when)
+            good = finite([*outputs.values(), *states], len(here))  # [m]
+            if good is not None:  # the rest of their gap is passed by
+                bridged[here[~good]] = number - 1
+                here, states = here[good], [state[good] for state in states]
+            for row, state in zip(rows, states, strict=False):
+                row[here] = state
+            rows[self._width][here] += 1
+        return rows, bridged, reset
+
+    def _check(self, keys: Sequence[bytes], x: Array, times: Array | None, offsets: Array | None) -> None:
         contract = self.model.contract
         if not isinstance(x, np.ndarray) or x.dtype != contract.input_dtype:
             raise TypeError(
@@ -271,12 +316,12 @@ class Engine:
                 f"x has shape {list(x.shape)}, {len(keys)} keys of {len(contract.features)} features need "
                 f"{[len(keys), len(contract.features)]}"
             )
-        for name, array, dtype in (("times", times, "int64"), ("offsets", offsets, "int64"), ("anew", anew, "bool")):
+        for name, array in (("times", times), ("offsets", offsets)):
             if array is None:
                 continue
-            if not isinstance(array, np.ndarray) or array.dtype != dtype:
+            if not isinstance(array, np.ndarray) or array.dtype != np.int64:
                 kind = getattr(array, "dtype", type(array).__name__)
-                raise TypeError(f"{name} must be an array of {dtype}, it is {kind}")
+                raise TypeError(f"{name} must be an array of int64, it is {kind}")
             if array.shape != (len(keys),):
                 raise ValueError(f"{name} has shape {list(array.shape)}, {len(keys)} keys need {[len(keys)]}")
 
@@ -294,12 +339,15 @@ class Engine:
         x: Array,
         times: Array | None,
         offsets: Array,
-        out: _Results | None,
-    ) -> _Results:
+        out: Results | None,
+    ) -> Results:
         """One run of the model over distinct streams: results go into `out` at `rows`, new states into the table."""
+        bridged, reset, known = np.zeros(len(slots), np.int64), np.zeros(len(slots), bool), held[self._width]
+        if self.silence is not None and times is not None:
+            held, bridged, reset = self._after_silence(held, times[rows], x)
         outputs, states = self.model.step(x[rows], held[: self._width], None if times is None else times[rows])
         step, time, _, dirty = held[self._width :]
-        good = _finite([*outputs.values(), *states], len(slots))  # [n]
+        good = finite([*outputs.values(), *states], len(slots))  # [n]
         greatest = time if times is None else np.maximum(time, times[rows])  # [n]
         places = offsets[rows]  # [n]
         following = [*states, step + 1, greatest, places, np.minimum(dirty, places)]
@@ -311,61 +359,17 @@ class Engine:
         else:
             self.table.scatter(slots[good], [value[good] for value in following])
             rejected = ~good
-            outputs = {name: _blanked(value, rejected) for name, value in outputs.items()}
-            step = step + good
-            dirtied &= good
+            outputs = {name: blanked(value, rejected) for name, value in outputs.items()}
+            step, bridged = np.where(good, step + 1, known), np.where(good, bridged, 0)
+            reset, dirtied = reset & good, dirtied & good
         if len(slots) == len(x):
-            return _Results(outputs, rejected, step, time.copy(), dirtied)  # the undo log keeps `time`
+            return Results(outputs, rejected, step, time.copy(), bridged, reset, dirtied)  # the undo log keeps `time`
         if out is None:
-            out = _Results.empty(len(x), outputs)
-        out.put(rows, outputs, rejected, step, time, dirtied)
+            out = Results.empty(len(x), outputs)
+        out.put(rows, outputs, rejected, step, time, bridged, reset, dirtied)
         return out
 
-    def _nothing(self, x: Array) -> _Results:
+    def _nothing(self, x: Array) -> Results:
         """The results of a call without observations: empty, with the shapes that a row would have."""
         outputs, _ = self.model.step(np.zeros((1, x.shape[1]), x.dtype), [s[None] for s in self.model.initial_states()])
-        return _Results.empty(0, outputs)
-
-
-@dataclass(slots=True)
-class _Results:
-    """The arrays of a call while its waves fill them in."""
-
-    outputs: dict[str, Array]
-    rejected: Array  # bool [N]
-    step: Array  # int64 [N]
-    previous_time: Array  # int64 [N]
-    dirtied: Array  # bool [N]
-
-    @classmethod
-    def empty(cls, n: int, like: dict[str, Array]) -> _Results:
-        outputs = {name: np.empty((n, *value.shape[1:]), value.dtype) for name, value in like.items()}
-        return cls(outputs, np.empty(n, bool), np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, bool))
-
-    def put(
-        self, rows: Rows, outputs: dict[str, Array], rejected: Array, step: Array, time: Array, dirtied: Array
-    ) -> None:
-        for name, value in outputs.items():
-            self.outputs[name][rows] = value
-        self.rejected[rows] = rejected
-        self.step[rows] = step
-        self.previous_time[rows] = time
-        self.dirtied[rows] = dirtied
-
-
-def _finite(arrays: Sequence[Array], n: int) -> Array | None:
-    """Which rows hold only finite numbers in every float array: bool [n], or None where all do."""
-    bad = []
-    for array in arrays:
-        if array.dtype.kind == "f":
-            finite = np.isfinite(array)  # [n, …]
-            if np.count_nonzero(finite) < finite.size:  # the quickest way to ask whether all are
-                bad.append(~finite.reshape(n, -1).all(axis=1))
-    return ~np.logical_or.reduce(bad) if bad else None
-
-
-def _blanked(value: Array, rejected: Array) -> Array:
-    """`value` with the rejected rows made NaN, or zero where its dtype has no NaN."""
-    blank = value.copy()
-    blank[rejected] = np.nan if value.dtype.kind == "f" else 0
-    return blank
+        return Results.empty(0, outputs)
