@@ -90,12 +90,11 @@ def test_an_output_is_the_promised_document() -> None:
 
 
 def test_what_the_model_cannot_say_is_null() -> None:
-    """At the first step nothing was expected; without roles, time or other outputs the fields are null or absent."""
+    """Without roles, time or other outputs the fields are null or absent."""
     encoder = Encoder(FULL, "ab" * 32, "sensors")
     first = encoder.message(record(b""), Observation(b"\xff/k", (1.0, 2.0), NO_TIME), 1, [], ROW, msgspec.UNSET)
     assert first.value is not None
     document = json.loads(first.value)
-    assert document["expected"] is None
     assert document["ts"] is None
     assert document["stream"] == "\\xff/k"
     assert "outputs" not in document

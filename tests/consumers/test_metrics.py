@@ -88,15 +88,16 @@ FAMILIES = {
     "partitions", "partitions_assigned", "partitions_restoring", "rebalances", "last_poll_timestamp_seconds",
     "last_record_timestamp_seconds", "commits", "commit_failures",
     # states
-    "snapshots", "snapshot_bytes", "dirty_streams", "snapshot_age_seconds", "spilled_streams", "store_failures",
+    "snapshots", "snapshot_bytes", "expired_streams", "dirty_streams", "snapshot_age_seconds", "spilled_streams",
+    "store_failures",
     # latency
     "end_to_end_latency_seconds", "stage_duration_seconds",
     # batch
     "batch_streams", "batch_waves", "inference_steps", "inference_runs", "streams", "streams_capacity", "state_bytes",
     # model
     "predictions", "anomalies", "anomaly_score", "forecast_abs_error", "out_of_order", "gaps", "model", "build",
-    "up_state", "events_begun", "events_ended", "events_undelivered", "false_alarm_budget_ratio", "prediction_status",
-    "input_missing_values", "input_drift_score", "score_drift_score",
+    "bridged_steps", "resets", "up_state", "events_begun", "events_ended", "events_undelivered",
+    "false_alarm_budget_ratio", "prediction_status", "input_missing_values", "input_drift_score", "score_drift_score",
 }  # fmt: skip
 
 

@@ -116,8 +116,9 @@ class DictEngine:
         elapsed, contract, born = time - stream.time, self.model.contract, self.model.initial_states()
         lasting = [any(o.state == s.input for o in contract.outputs) for s in contract.states]
         held = zip(stream.states, born, lasting, strict=True)
+        idle = all((value == begin).all() for value, begin, lasts in held if lasts)
         if self.expire is not None and elapsed > self.expire:
-            if all((value == begin).all() for value, begin, lasts in held if lasts):
+            if idle:
                 stream.states, stream.step, stream.time = born, 0, NO_TIME
                 return stream, 0, False
             way, missing = "reset", 0
@@ -129,6 +130,7 @@ class DictEngine:
         if way == "reset":
             pairs = zip(stream.states, born, lasting, strict=True)
             stream.states = [value if lasts else begin for value, begin, lasts in pairs]
+            stream.step = 0 if idle else stream.step
         if way != "bridge":
             return stream, 0, way == "reset"
         for number in range(1, missing + 1):

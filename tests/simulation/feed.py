@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from statestep.runtime import NO_TIME, Contract, Feature, Output, State
+from statestep.runtime import NO_TIME, Contract, Feature, Output, Silence, State
 
 from .cluster import Cluster
 from .log import NewRecord
@@ -28,8 +28,11 @@ A, B = 6364136223846793005, 1442695040888963407
 ODD = 666  # the value for which the model gives no number
 PERIOD_MS = 1000
 TOPIC = "in"
+NS_LAST = 1 << 63  # later than any time
 WRITER = 1_000_000  # the first producer id of transactions in the input
 LONG = 600  # bytes of a stream's name of which the topic of events takes nothing, where a run is poisoned
+RESET_MS, EXPIRE_MS = 1000, 1200  # where streams fall silent: after how long they begin anew, and are new ones
+SILENCE = Silence(400e6, ((1, "hold"), (None, "reset")), EXPIRE_MS * 1e6)  # more than 2.5 periods
 BEGINS, ENDS = (8, 3), (4, 1)  # y modulo the first of each being the second, an event begins or ends
 CONTRACT = Contract(
     "fold",
@@ -134,9 +137,11 @@ class Feed:
     """The input topic: writes records of all kinds, and knows what must come of them."""
 
     def __init__(
-        self, world: World, cluster: Cluster, chance: random.Random, partitions: int, keys: int, poisoned: bool
-    ):
-        """`poisoned`: some records are too large for the output, and a stream's name for the topic of events."""
+        self, world: World, cluster: Cluster, chance: random.Random, partitions: int, keys: int, poisoned: bool,
+        silent: bool,
+    ):  # fmt: skip
+        """`poisoned`: some records are too large for the output, and a stream's name for the topic of events. `silent`:
+        times are the clock's, none later than a stream may be silent, and now and then one is silent for longer."""
         self._world, self._cluster, self._chance = world, cluster, chance
         self._keys = [b"stream-%d" % number for number in range(keys)]
         if poisoned:
@@ -144,7 +149,9 @@ class Feed:
         self._clock_ms = dict.fromkeys(self._keys, world.wall_ms())
         self._last: dict[tuple[int, bytes], bytes] = {}
         self._writers = WRITER
-        self._poisoned = poisoned
+        self._poisoned, self.silent = poisoned, silent
+        self._asleep = dict.fromkeys(self._keys, 0.0)  # until when a stream is silent
+        self._latest: list[list[tuple[int, int]]] = [[] for _ in range(partitions)]  # (offset, greatest time by then)
         self.answers: list[dict[int, Answer]] = [{} for _ in range(partitions)]  # by partition and offset
         self.records: list[list[int]] = [[] for _ in range(partitions)]  # offsets of all that readers see, rising
         self.streams: list[dict[bytes, History]] = [{} for _ in range(partitions)]
@@ -170,7 +177,7 @@ class Feed:
         self._world.at(end, lambda: log.mark(writer, 0, committed, self._world.wall_ms()))
 
     def _record(self, partition: int) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]:
-        chance, key = self._chance, self._chance.choice(self._keys)
+        chance, key = self._chance, self._chance.choice(self._awake())
         draw = chance.random()
         if draw < 0.04:
             return key, None, []
@@ -179,10 +186,12 @@ class Feed:
             return key, chance.choice(odd), []
         if draw < 0.11:
             return None, b'{"v": 1}', []
-        if draw < 0.15 and (partition, key) in self._last:
+        if draw < 0.15 and (partition, key) in self._last and not self.silent:
             return key, self._last[partition, key], []  # a duplicate, which is applied as any other
         jump = chance.choices((PERIOD_MS, -3 * PERIOD_MS, 5 * PERIOD_MS, 86_400_000, -86_400_000), (90, 4, 4, 1, 1))[0]
         self._clock_ms[key] += jump
+        if self.silent:
+            self._clock_ms[key] = self._world.wall_ms() - (chance.randrange(EXPIRE_MS) if draw < 0.3 else 0)
         number = ODD if chance.random() < 0.02 else chance.randrange(1 << 20)
         value = json.dumps({"v": number, "ts": self._clock_ms[key]}).encode()
         self._last[partition, key] = value
@@ -209,16 +218,32 @@ class Feed:
         assert key is not None
         known = self.streams[partition].get(key)
         before = known.states[-1] if known is not None else None
-        after, y, flags, count, since = applied(before, offset, v, time)
+        after, y, flags, count, since = applied(before, offset, v, time, self.silent)
         if v == ODD:
             return Answer("dead", key, value, "non-finite")
         history = self.streams[partition].setdefault(key, History())
         history.offsets.append(offset)
         history.states.append(after)
+        latest = self._latest[partition]
+        latest.append((offset, max(time, latest[-1][1]) if latest else time))
         event = told(partition, key, after.step, count, since) if count else None
         if large:
             return Answer("dead", key, value, "undeliverable", event=event)
         return Answer("output", key, value, "", after.step, y, flags, event)
+
+    def forgettable(self, partition: int, state: Remembered, end: int) -> bool:
+        """Whether a stream's state may be gone once the messages below `end` are applied: nothing hangs on it."""
+        known = bisect_right(self._latest[partition], (end - 1, NS_LAST))
+        if not self.silent or state.length or not known:
+            return False
+        return self._latest[partition][known - 1][1] - state.time > 2 * EXPIRE_MS * 1_000_000
+
+    def _awake(self) -> list[bytes]:
+        """The streams that are not silent, all where none is awake; now and then one falls silent."""
+        now, chance = self._world.now, self._chance
+        if self.silent and chance.random() < 0.08:
+            self._asleep[chance.choice(self._keys)] = now + chance.uniform(0.5, 6.0)
+        return [key for key in self._keys if self._asleep[key] <= now] or self._keys
 
 
 def judged(key: bytes | None, value: bytes) -> tuple[str, int, int]:
@@ -250,15 +275,21 @@ def told(partition: int, key: bytes, step: int, count: int, since: int) -> Told:
 
 
 def applied(
-    before: Remembered | None, offset: int, v: int, time: int
+    before: Remembered | None, offset: int, v: int, time: int, silent: bool
 ) -> tuple[Remembered, float, tuple[str, ...], int, int]:
     """One step of one stream: what is remembered after it, output, flags, and of its event length and beginning."""
+    if silent and before is not None and not before.length and time - before.time > EXPIRE_MS * 1_000_000:
+        before = None
     h, step, greatest = (0, 0, NO_TIME) if before is None else (before.h, before.step, before.time)
     length, began = (0, NO_TIME) if before is None else (before.length, before.began)
+    reset = silent and before is not None and time - greatest > RESET_MS * 1_000_000
+    if reset:
+        h, step = 0, step if length else 0
     h = (h * A + v * B + 1) % (1 << 64)
     flags: tuple[str, ...] = ()
     if greatest != NO_TIME:
         flags = ("out_of_order",) * (time < greatest) + ("gap",) * (time - greatest > 1.5 * PERIOD_MS * 1e6)
+    flags += ("reset",) * reset
     signed, bits = h - (1 << 64) if h >= 1 << 63 else h, h >> 40 & 0xFFFF
     count, since = 0, NO_TIME
     if length:

@@ -37,7 +37,7 @@ from statestep.runtime import Engine
 
 from .clients import Clients
 from .cluster import Cluster
-from .feed import TOPIC, Feed, Fold
+from .feed import SILENCE, TOPIC, Feed, Fold
 from .invariants import APP, CHANGELOG, DEAD, EVENTS, OUTPUT, Watch
 from .log import Partition
 from .plans import plan
@@ -109,7 +109,9 @@ class Run:
             self.world.sleep,
             self.world.within,
         )
-        self.feed = Feed(self.world, self.cluster, random.Random(f"feed {seed}"), p.partitions, p.keys, p.poisoned)
+        self.feed = Feed(
+            self.world, self.cluster, random.Random(f"feed {seed}"), p.partitions, p.keys, p.poisoned, p.silent
+        )
         self.watch = Watch(self.world, self.cluster, self.feed, p.partitions, p.exactly_once)
         self.alive: dict[str, Process] = {}
         self.stopping: set[str] = set()
@@ -181,8 +183,8 @@ class Run:
             stack.callback(store.close)
         model = self.model
         pipeline = Pipeline(
-            Engine(model, p.max_streams), Decoder(model.contract, Fields()), Encoder(model.contract, "f0", TOPIC),
-            events=True,
+            Engine(model, p.max_streams, SILENCE if p.silent else None), Decoder(model.contract, Fields()),
+            Encoder(model.contract, "f0", TOPIC), events=True,
         )  # fmt: skip
         source.watch = sink.watch = changelog.watch = self.watch
         source.engine, source.sink, sink.source = pipeline.engine, sink, source

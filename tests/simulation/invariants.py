@@ -236,7 +236,9 @@ class Watch:
         for key, history in streams.items():
             state = found.get(key)
             if state is None:
-                good = history.before(marker.redo) is None or None in history.between(marker.redo, marker.next)
+                last = history.before(marker.redo)
+                good = last is None or None in history.between(marker.redo, marker.next)
+                good = good or (last is not None and self._feed.forgettable(partition, last, marker.next))
             else:
                 # A stream that a replay begins anew, because it ended later and left no record, may be written on the
                 # way with what it never held: the replay from there ends it as well.
@@ -263,9 +265,13 @@ class Watch:
                 continue
             reason, v, time = judged(key, answer.value)
             if not reason and answer.reason != "non-finite":
-                found[key or b""], *_ = applied(before, offset, v, time)
+                found[key or b""], *_ = applied(before, offset, v, time, self._feed.silent)
         wanted = {key: history.before(marker.next) for key, history in self._feed.streams[partition].items()}
-        wanted = {key: state for key, state in wanted.items() if state is not None}
+        wanted = {
+            key: state
+            for key, state in wanted.items()
+            if state is not None and (key in found or not self._feed.forgettable(partition, state, marker.next))
+        }
         self.expect(found == wanted, f"partition {partition}: rebuilt in full", found, wanted, marker)
 
     # At the end

@@ -275,6 +275,7 @@ def slow(run: Run) -> None:
 
 
 PLAIN = Scenario()
+HUSHED = Scenario({"silent": True, "keys": 10, "partitions": 1, "gap_s": 0.04}, happens=kills(3.5, 5.0, 6.5, 8.0))
 QUIET = Scenario({"snapshot_s": 0.1, "keys": 3, "partitions": 1}, feed_s=1.5, calm_s=0.5, clean_s=0.5)
 CRASH = Scenario(happens=kills(2.0, 3.5, 5.0, 6.5, 8.0))
 ABORT = Scenario(happens=strikes("expired", "producer.produce", 9))

@@ -35,7 +35,7 @@ CALM: Mapping[str, Any] = {  # what a scenario's runs are like where it says not
     "directed": None, "partitions": 2, "keys": 6, "processes": 1, "static": False, "exactly_once": True,
     "commit_s": 0.1, "snapshot_s": 2.0, "records": 8, "snapshot_bytes": 1 << 20, "store": False, "store_kept": 0.0,
     "max_streams": 1000, "rate": 0.0, "clocked": 0, "gap_s": 0.08, "transaction_ms": 3000, "session_ms": 2000,
-    "poll_ms": 9000, "poisoned": False, "leftovers": False, "sigterm": False,
+    "poll_ms": 9000, "poisoned": False, "leftovers": False, "sigterm": False, "silent": False,
 }  # fmt: skip
 
 

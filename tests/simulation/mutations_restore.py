@@ -11,6 +11,7 @@ from .mishaps import (
     DOUBT,
     EXPELLED,
     HOLE,
+    HUSHED,
     LEAVE,
     LOOKS,
     LOST,
@@ -30,6 +31,7 @@ SERVICE = f"{HERE}service:Service."
 SOURCE = f"{HERE}kafka_source:KafkaSource."
 CHECKPOINT = f"{HERE}checkpoint:"
 RESTORE = f"{HERE}restore:"
+EXPIRY = f"{HERE}expiry:Expiry."
 OPEN = f"{HERE}kafka_changelog:KafkaChangelog.open"
 
 RESTORES = [
@@ -167,6 +169,41 @@ RESTORES = [
         "memory",
         STORE,
         (f"{HERE}partitions:Partitions.crowded", "if spills:", "if True:\n        return False\n    if spills:"),
+    ),
+    # Streams that are forgotten.
+    mutant(
+        "a stream is forgotten that a replay meets again",
+        "forgetting is unseen",
+        HUSHED,
+        (f"{EXPIRY}take", "& (table.column(OFFSET)[slots] < redo)", ""),
+    ),
+    mutant(
+        "a stream is forgotten that is dirty",
+        "forgetting is unseen",
+        HUSHED,
+        (f"{EXPIRY}take", "if self._keeps_states:", "if False:"),
+    ),
+    mutant(
+        "a stream is forgotten as soon as it has expired",
+        "forgetting is unseen",
+        HUSHED,
+        (f"{EXPIRY}__init__", "LATE * engine.silence", "engine.silence"),
+    ),
+    mutant(
+        "a stream is forgotten in the middle of an event",
+        "forgetting is unseen",
+        HUSHED,
+        (f"{EXPIRY}take", "still &= self._engine.idle(slots)", ""),
+    ),
+    mutant(
+        "an event does not outlive a new beginning",
+        "forgetting is unseen",
+        HUSHED,
+        (
+            "statestep.runtime.engine:Engine._after_silence",
+            "expired & idle, reset | (expired & ~idle)",
+            "expired, reset",
+        ),
     ),
     # What must stop.
     mutant(

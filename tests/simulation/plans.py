@@ -35,6 +35,7 @@ class Plan:
     poisoned: bool
     leftovers: bool
     sigterm: bool  # at the end, instead of waiting until nothing is dirty
+    silent: bool  # streams fall silent, and are new ones or forgotten after a while
 
 
 def plan(seed: int, chance: random.Random, directed: str | None) -> Plan:
@@ -68,4 +69,5 @@ def plan(seed: int, chance: random.Random, directed: str | None) -> Plan:
         poisoned=chance.random() < 0.1,
         leftovers=chance.random() < 0.1,
         sigterm=chance.random() < 0.5,
+        silent=random.Random(f"silent {seed}").random() < 0.25,
     )

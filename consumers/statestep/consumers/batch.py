@@ -40,6 +40,8 @@ class Tally:
     rows: list[int] = field(default_factory=list)  # rows of each of these calls
     out_of_order: int = 0
     gaps: int = 0
+    bridged: int = 0  # timesteps without readings
+    reset: int = 0  # streams whose states began anew after a gap
     missing: Counter[str] = field(default_factory=Counter)  # readings that were stood in for, by feature
     statuses: Counter[str] = field(default_factory=Counter)  # rows, by what the model says of itself
     begun: int = 0  # events
@@ -54,9 +56,7 @@ class Advance:
     rows: list[Row]  # n of them
     out: Advanced
     kept: Array  # int64 [n] their places in `out`
-    late: Array  # bool [n] older than what the stream had seen
-    gap: Array  # bool [n] more than 1.5 periods after it
-    missing: Array  # bool [n] whether a reading was missing
+    flags: dict[str, Array]  # bool [n] each: what is unusual about a row
 
 
 class Refusal(NamedTuple):

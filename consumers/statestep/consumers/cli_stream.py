@@ -17,9 +17,11 @@ from statestep.consumers.options import (
     Columns,
     Data,
     Debug,
+    ExpireAfter,
     Key,
     Model,
     ModelSha256,
+    OnGap,
     States,
     Time,
     Values,
@@ -45,6 +47,8 @@ def replay(
     events: Annotated[
         str | None, typer.Option(help="The beginning and the end of every event: .jsonl, or - for standard output.")
     ] = None,
+    on_gap: OnGap = "measured",
+    expire_after: ExpireAfter = None,
     on_bad_message: Annotated[Policy, typer.Option(help="What happens to a refused record.")] = "dead-letter",
     max_streams: Annotated[int, typer.Option(min=1, help="Streams remembered at most.")] = 1_000_000,
     state_dir: Annotated[
@@ -75,6 +79,8 @@ def replay(
             time=time,
             dead_letters=dead_letters,
             events=events,
+            on_gap=on_gap,
+            expire_after=expire_after,
             policy=on_bad_message,
             max_streams=max_streams,
             state_dir=state_dir,
@@ -111,6 +117,10 @@ def run(
     create_topics: Annotated[bool | None, typer.Option(help="Create the topics written to where missing.")] = None,
     key: Annotated[str | None, typer.Option(help="The field that names the stream; else the record's key.")] = None,
     time: Annotated[str | None, typer.Option(help="The field that holds the time; ts by default.")] = None,
+    on_gap: Annotated[
+        str | None, typer.Option(help="Where a stream was silent: measured (the model's plan), hold, bridge or reset.")
+    ] = None,
+    expire_after: ExpireAfter = None,
     on_bad_message: Annotated[str | None, typer.Option(help="dead-letter, skip or fail.")] = None,
     guarantee: Annotated[str | None, typer.Option(help="exactly-once or at-least-once.")] = None,
     client: Annotated[str | None, typer.Option(help="kafka-python, or librdkafka, an extra.")] = None,

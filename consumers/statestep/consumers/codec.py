@@ -261,13 +261,11 @@ class Encoder:
     ) -> Message:
         """One output. `row` has this row of each output whose role has a place in it, as Python numbers or lists of
         them, the status as a word; `told` is the event that it belongs to."""
-        # At a stream's first step no forecast had been made, whatever the graph has to put there.
-        expected = None if step == 1 else row.get("expected")
         value = Prediction(
             stream=text(observation.key),
             ts=moment(observation.time),
             step=step,
-            expected=self._named("expected", expected),
+            expected=self._named("expected", row.get("expected")),
             prediction=self._named("prediction", row.get("prediction")),
             score=row.get("score"),
             threshold=row.get("threshold"),

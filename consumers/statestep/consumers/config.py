@@ -28,7 +28,7 @@ from pydantic_settings import (
 from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES
 from statestep.consumers.http import DEFAULT_PORT
 from statestep.consumers.kafka_client import client_properties
-from statestep.consumers.times import parse_time
+from statestep.consumers.times import parse_time, seconds_of
 
 PREFIX = "STATESTEP_"
 TESTS = "STATESTEP_TEST_"  # the test suite's own
@@ -45,6 +45,12 @@ class ConfigError(ValueError):
 def _start(value: str) -> str:
     if value not in ("earliest", "latest") and parse_time(value) is None:
         raise ValueError("must be earliest, latest or a time (ISO 8601 or epoch seconds)")
+    return value
+
+
+def _span(value: str | None) -> str | None:
+    if value is not None and seconds_of(value) is None:
+        raise ValueError("must be a time such as 12h, 7d or 2w")
     return value
 
 
@@ -79,6 +85,12 @@ class Settings(BaseSettings):
     create_topics: bool = Field(True, description="Create the topics that are written to where they are missing.")
     time: str = Field("ts", description="The message's field that holds its time; else the record's own time is taken.")
     key: str | None = Field(None, description="The field that names the stream; by default the record's key does.")
+    on_gap: Literal["measured", "hold", "bridge", "reset"] = Field(
+        "measured", description="What is done where a stream was silent: as the model measured, or one way always."
+    )
+    expire_after: Annotated[str | None, AfterValidator(_span)] = Field(
+        None, description="A stream that was silent for so long, by event time, is a new one; else never."
+    )
     on_bad_message: Literal["dead-letter", "skip", "fail"] = Field(
         "dead-letter", description="What happens to a message that cannot be applied."
     )

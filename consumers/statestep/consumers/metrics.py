@@ -196,6 +196,9 @@ class Metrics:
         )
         self.out_of_order = counter("out_of_order", "Records older than their stream.", "topic").labels(topic)
         self.gaps = counter("gaps", "Records more than 1.5 periods after their stream.", "topic").labels(topic)
+        self.bridged = counter("bridged_steps", "Timesteps without readings that bridged gaps.", "topic").labels(topic)
+        self.reset = counter("resets", "Streams whose states began anew after a gap.", "topic").labels(topic)
+        self.expired = counter("expired_streams", "Streams forgotten after a long silence.", "topic").labels(topic)
 
     def _make_judgements(self, make: _Maker) -> None:
         counter, gauge = make.counter, make.gauge

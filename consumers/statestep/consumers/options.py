@@ -17,6 +17,16 @@ ModelSha256 = Annotated[str | None, typer.Option(help="The SHA-256 of the model 
 Data = Annotated[str, typer.Option(help="Readings: a .csv, .jsonl or .parquet file, or - for JSONL on standard input.")]
 Key = Annotated[str | None, typer.Option(help="The column that names the stream. Without it the file is one stream.")]
 Time = Annotated[str, typer.Option(help="The column that holds the time: ISO 8601, or a number since 1970.")]
+OnGap = Annotated[
+    Literal["measured", "hold", "bridge", "reset"],
+    typer.Option(
+        help="Where a stream was silent: what the model measured as best, or go on, or bridge the gap by the model's "
+        "own forecasts, or begin anew."
+    ),
+]
+ExpireAfter = Annotated[
+    str | None, typer.Option(help="A stream that was silent for so long, by event time, is a new one: 12h, 7d.")
+]
 States = Annotated[
     list[str] | None,
     typer.Option("--state", help="A state pair of a model without a contract, in=out or in=out:AXIS; repeatable."),

@@ -21,8 +21,8 @@ from statestep.consumers.teller import STATUS, Teller, words
 from statestep.consumers.times import from_ms
 from statestep.runtime import NO_TIME, Advanced, Engine
 from statestep.runtime.engine import OFFSET
+from statestep.runtime.silence import GAP_PERIODS
 
-GAP_PERIODS = 1.5  # a stream that was silent for longer has a gap
 NOTHING: Mapping[tuple[int, int], int] = {}
 UNDELIVERABLE = Refused("undeliverable", "no broker takes its output; its stream has advanced all the same")
 UNTOLD = Refused("undeliverable", "no broker takes what tells that an event begins or ends with it")
@@ -230,17 +230,20 @@ class Pipeline:
     def _note(self, batch: Batch, rows: list[Row], x: Array, times: Array, out: Advanced, kept: Array) -> None:
         """Keep what the answers and the metrics need of the rows that are live."""
         late, gap = self._judge_times(times[kept], out.previous_time[kept])
-        absent = np.isnan(x)  # [n, F]
-        batch.work.append(Advance(rows, out, kept, late, gap, np.logical_or.reduce(absent, axis=1)))
+        absent, bridged, reset = np.isnan(x), out.bridged[kept], out.reset[kept]  # [n, F], [n], [n]
+        flags = {"out_of_order": late, "gap": gap, "missing": np.logical_or.reduce(absent, axis=1)}
+        batch.work.append(Advance(rows, out, kept, flags | {"bridged": bridged > 0, "reset": reset}))
         batch.tally.predicted += len(rows)
         batch.tally.out_of_order += int(late.sum())
         batch.tally.gaps += int(gap.sum())
+        batch.tally.bridged += int(bridged.sum())
+        batch.tally.reset += int(reset.sum())
         batch.event_times.append(times[kept])
         for name, role in self._counted.items():
             batch.columns.setdefault(role, []).append(out[name][kept])
         self._count(batch.tally, out, kept, absent)
         if (expected := out.role("expected")) is not None:
-            later = out.step[kept] > 1  # at its first step a stream had no forecast
+            later = ~out.first[kept]
             # In float64, since the difference of two float32 can overflow. A missing value has no error.
             errors = np.abs(x[later][:, self._forecast].astype(np.float64) - expected[kept][later])
             batch.abs_errors.append(errors[np.isfinite(errors)])
@@ -280,23 +283,20 @@ class Pipeline:
         if "status" in values:
             values["status"] = list(map(self._status, values["status"]))
         others = {name: out[name][kept].tolist() for name in self._others}
-        steps = out.step[kept].tolist()
+        steps, first = out.step[kept].tolist(), out.first[kept].tolist()
         told = self.teller.tell(advance.rows, out, kept)
-        odd = (advance.late | advance.gap | advance.missing).tolist()
+        odd = np.logical_or.reduce(list(advance.flags.values())).tolist()
         messages, notices = [], dict[int, list[Message]]()
         for n, (record, observation) in enumerate(advance.rows):
-            flags = self._flags(advance, n) if odd[n] else []
+            flags = [name for name, is_so in advance.flags.items() if is_so[n]] if odd[n] else []
             row = {role: value[n] for role, value in values.items()}
+            if first[n]:
+                row.pop("expected", None)
             extra = {name: value[n] for name, value in others.items()} if others else msgspec.UNSET
             messages.append(self.encoder.message(record, observation, steps[n], flags, row, extra, told.get(n)))
             if self._events and n in told and (found := self._notices(advance.rows[n], row, told[n])):
                 notices[n] = found
         return messages, notices
-
-    def _flags(self, advance: Advance, n: int) -> list[str]:
-        """What is unusual about a row."""
-        found = (("out_of_order", advance.late[n]), ("gap", advance.gap[n]), ("missing", advance.missing[n]))
-        return [name for name, is_so in found if is_so]
 
     def _notices(self, row: Row, values: Mapping[str, Any], told: Told) -> list[Message]:
         """What tells that an event begins, or ends, or both, with a row."""

@@ -48,6 +48,9 @@ def count(metrics: Metrics, total: Summary, turn: Turn, policy: Policy, engine: 
     metrics.predictions.inc(tally.predicted)
     metrics.out_of_order.inc(tally.out_of_order)
     metrics.gaps.inc(tally.gaps)
+    metrics.bridged.inc(tally.bridged)
+    metrics.reset.inc(tally.reset)
+    metrics.expired.inc(len(turn.forgotten))
     for reason, refused in tally.refused.items():
         metrics.refused(policy, reason, refused)
     metrics.steps.inc(sum(tally.rows))

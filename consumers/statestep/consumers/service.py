@@ -40,7 +40,6 @@ from statestep.consumers.spill import Spill
 from statestep.consumers.store import Store, StoreError
 from statestep.consumers.timed import keep_freed_memory
 from statestep.consumers.transaction import Composer, Limits, Turn
-from statestep.runtime import Engine
 
 log = logging.getLogger("statestep")
 
@@ -77,8 +76,7 @@ class Service:
         `writer` is a name that no other start of a service has.
         """
         self._source, self._sink = source, sink
-        self._pipeline = pipeline
-        self._engine: Engine = pipeline.engine
+        self._pipeline, self._engine = pipeline, pipeline.engine
         self._metrics = metrics
         self._limits = limits or Limits()
         self._policy = policy
@@ -329,6 +327,7 @@ class Service:
         """What a transaction holds is durable: it becomes the streams' own, here and in the local store."""
         with self._lock:
             self._engine.clean(turn.streams)
+            self._engine.drop(turn.forgotten)
             self._engine.commit()
             self.pager.board.update(turn.batch)
         for partition in set(self._partitions.promote(turn, now_s)) - turn.moved:

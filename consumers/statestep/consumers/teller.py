@@ -99,7 +99,7 @@ class Teller:
             return [[] for _ in rows]
         order = np.argsort(-shares[at], axis=1, kind="stable")[:, :NAMED].tolist()  # [m, at most NAMED]
         numbers = {role: found[at].tolist() for role in self._columns if (found := out.role(role)) is not None}
-        first = (out.step[at] == 1).tolist()  # at its first timestep a stream had no forecast
+        first = out.first[at].tolist()  # at its first timestep a stream had no forecast
         names = list(self._columns["contribution"])
         made = []
         for n, row in enumerate(rows):

@@ -14,6 +14,7 @@ from statestep.consumers import checkpoint
 from statestep.consumers.batch import Batch
 from statestep.consumers.changelog import MARKER, STREAM, Marker, StateCodec, encode_marker
 from statestep.consumers.checkpoint import Dirty, Pace, Progress
+from statestep.consumers.expiry import Expiry
 from statestep.consumers.pipeline import split_key
 from statestep.consumers.ports import Change, Committed, Identity, Message, Record, StateRecord, Transaction
 from statestep.runtime import Engine, Records
@@ -56,6 +57,7 @@ class Turn:
     written: dict[int, int] = field(default_factory=dict)  # how many of each partition's waiting streams it makes clean
     fresh: dict[int, int] = field(default_factory=dict)  # and how many of those that it makes dirty itself
     streams: list[bytes] = field(default_factory=list)  # the engine's keys of all these
+    forgotten: list[bytes] = field(default_factory=list)  # streams that were silent for too long
     refused: bool = False  # a message was refused for what it is
     changes: list[Change] = field(default_factory=list)  # of the group, while the outcome is not known
     recovered: bool = False
@@ -75,6 +77,7 @@ class Composer:
         self._engine = engine
         self._codec = codec
         self._keeps_states = keeps_states
+        self.expiry = Expiry(engine, keeps_states=keeps_states)
         self._semantics, self._model, self._writer = semantics, model, writer
 
     def compose(
@@ -99,6 +102,7 @@ class Composer:
         turn = Turn(records, batch, {**running, **opening, **batch.progress}, Transaction(messages, [], {}))
         states: list[StateRecord] = []
         offsets: dict[int, Committed] = {}
+        self.expiry.look(now_s)
         for partition, progress in list(turn.after.items()):
             queue, dirtied = waiting[partition], batch.dirtied.get(partition, [])
             chosen = checkpoint.due(queue, len(dirtied), elapsed_s, now_s, pace) if self._keeps_states else 0
@@ -111,22 +115,27 @@ class Composer:
             left = [queue[first].first] if first < len(queue) else [offset for offset, _ in dirtied[second:][:1]]
             after = checkpoint.marked(progress, left[0] if left else progress.position)
             marker = checkpoint.marker(after, identity, self._semantics, self._model, self._writer)
+            forgotten = self.expiry.take(partition, after.redo)
             if self._keeps_states:
-                states += self._states(partition, streams, marker)
+                states += self._states(partition, streams, forgotten, marker)
             turn.after[partition], offsets[partition] = after, checkpoint.committed(marker)
             turn.written[partition], turn.fresh[partition] = first, second
             turn.streams += streams
+            turn.forgotten += forgotten
         turn.transaction = Transaction(messages, states, offsets)
         return turn
 
-    def _states(self, partition: int, streams: list[bytes], marker: Marker) -> list[StateRecord]:
-        """The changelog records of `streams`, and the partition's marker."""
+    def _states(
+        self, partition: int, streams: list[bytes], forgotten: list[bytes], marker: Marker
+    ) -> list[StateRecord]:
+        """The changelog records of `streams`, tombstones of those `forgotten`, and the partition's marker."""
         held = self._engine.read(streams)
         keys = [split_key(stream)[1] for stream in streams]
         alive = np.flatnonzero(held.step > 0)  # [n]
-        ended = [StateRecord(partition, STREAM + keys[i], None) for i in np.flatnonzero(held.step == 0).tolist()]
+        gone = [keys[i] for i in np.flatnonzero(held.step == 0).tolist()] + [split_key(key)[1] for key in forgotten]
         picked = Records(
             [state[alive] for state in held.states], held.step[alive], held.time[alive], held.offset[alive]
         )
         records = self._codec.encode(partition, [keys[i] for i in alive.tolist()], picked, marker.epoch)
+        ended = [StateRecord(partition, STREAM + key, None) for key in gone]
         return [*records, *ended, StateRecord(partition, MARKER, encode_marker(marker))]

@@ -39,9 +39,9 @@ from statestep.consumers.service import Service
 from statestep.consumers.store import Store, StoreError
 from statestep.consumers.store_changelog import StoreChangelog
 from statestep.consumers.timed import TimedModel
-from statestep.consumers.times import parse_time
+from statestep.consumers.times import parse_time, seconds_of
 from statestep.consumers.transaction import Limits
-from statestep.runtime import Engine, StepModel, guard
+from statestep.runtime import Engine, Silence, StepModel, guard, silence_of
 
 log = logging.getLogger("statestep")
 
@@ -73,6 +73,7 @@ def build(
     fields: Fields | None = None,
     policy: Policy = "dead-letter",
     events: bool = False,
+    silence: Silence | None = None,
     max_streams: int = 1_000_000,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     dead_letter_max_bytes: int = MAX_DEAD_LETTER_BYTES,
@@ -87,7 +88,7 @@ def build(
     """A service over any source, sink and changelog, ready to `run`.
 
     `store` is a local copy of the changelog, `by_hand` what was said of the model beside its file. With `events` the
-    sink is given their beginnings and ends, too.
+    sink is given their beginnings and ends, too. `silence` says what is done where a stream was silent.
     """
     fields = fields or Fields()
     metrics = metrics or Metrics(CollectorRegistry(), source.topic, model.contract.name)
@@ -98,7 +99,7 @@ def build(
     metrics.partitions.set(source.partitions)
     timed = TimedModel(model, lambda seconds: metrics.stages.observe([seconds], "infer"))
     pipeline = Pipeline(
-        Engine(timed, max_streams),
+        Engine(timed, max_streams, silence),
         Decoder(model.contract, fields, max_message_bytes),
         Encoder(model.contract, model.fingerprint, source.topic),
         policy=policy,
@@ -111,7 +112,8 @@ def build(
         limits = replace(limits, snapshot_interval_s=0.0)
     if events and model.contract.output("event") is None:
         log.warning("%s: the model tells of no events, so none will be sent", model.contract.name)
-    affecting = {"fields": asdict(fields), "max_message_bytes": max_message_bytes, "model": by_hand}
+    quiet = None if silence is None else asdict(silence)
+    affecting = {"fields": asdict(fields), "max_message_bytes": max_message_bytes, "model": by_hand, "silence": quiet}
     return Service(
         source,
         sink,
@@ -131,6 +133,17 @@ def build(
     )
 
 
+def silence_for(model: StepModel, on_gap: str, expire_after: str | None) -> Silence | None:
+    """What the model and two settings say of silence. Raises `ConfigError`."""
+    expire_s = None if expire_after is None else seconds_of(expire_after)
+    if expire_after is not None and expire_s is None:
+        raise ConfigError(f"--expire-after is {expire_after!r}: it must be a time such as 12h, 7d or 2w")
+    try:
+        return silence_of(model.contract, on_gap=on_gap, expire_s=expire_s)
+    except ValueError as error:
+        raise ConfigError(f"--on-gap is {on_gap}: {error}") from None
+
+
 def serve_kafka(settings: Settings, stop: threading.Event) -> Summary:
     """Run behind Kafka until `stop` is set. Raises what the parts raise; nothing uncommitted counts."""
     with ExitStack() as stack:
@@ -142,6 +155,7 @@ def _serve_kafka(settings: Settings, stop: threading.Event, stack: ExitStack) ->
     model = load_model(settings.model, sha256=settings.model_sha256, **settings.by_hand())
     fields = Fields(settings.time, settings.key)
     Decoder(model.contract, fields)  # tells of a clash of names
+    silence = silence_for(model, settings.on_gap, settings.expire_after)
     properties = settings.kafka_properties()
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)  # CPU, memory and open files of this process
@@ -173,6 +187,7 @@ def _serve_kafka(settings: Settings, stop: threading.Event, stack: ExitStack) ->
         fields=fields,
         policy=settings.on_bad_message,
         events=settings.events is not None,
+        silence=silence,
         max_streams=settings.max_streams,
         max_message_bytes=settings.max_message_bytes,
         dead_letter_max_bytes=settings.dead_letter_max_bytes,
@@ -245,6 +260,8 @@ def replay(
     time: str = "ts",
     dead_letters: str | None = None,
     events: str | None = None,
+    on_gap: str = "measured",
+    expire_after: str | None = None,
     policy: Policy = "dead-letter",
     max_streams: int = 1_000_000,
     state_dir: Path | None = None,
@@ -262,6 +279,7 @@ def replay(
     named = [key] if key else []
     tables.expect_columns(data, [*model.contract.feature_names, *named, *([time] if time != Fields().time else [])])
     _expect_apart(data, out, dead_letters, *([events] if events else []))
+    silence = silence_for(model, on_gap, expire_after)
     with ExitStack() as stack:
         store = None
         changelog: Changelog = MemoryChangelog(MemoryBroker(1))  # nothing is kept
@@ -281,6 +299,7 @@ def replay(
             fields=fields,
             policy=policy,
             events=events is not None,
+            silence=silence,
             max_streams=max_streams,
             limits=Limits(commit_interval_s=0.0 if store is None else 0.5),
             policies=policies,

@@ -20,7 +20,7 @@ from statestep.export.detector import Detector, Forecasts
 from statestep.export.errors import DataError, ExportError
 from statestep.export.measures import Event, Judged, alarms_per_week, auc_pr, judged, vus_pr
 from statestep.export.series import FEWEST_ROWS, Block, blocks_of, enough, mean_of, series_of
-from statestep.runtime import NO_TIME, Contract, Engine, StepModel
+from statestep.runtime import NO_TIME, Contract, Engine, StepModel, silence_of
 
 MODEL = "model"
 BASELINES = ("last value", "value")
@@ -154,7 +154,7 @@ def stepped(model: StepModel, streams: Sequence[Stream]) -> list[Outputs]:
 
     A row that the service would refuse leaves a gap: NaN, or 0 in what is no float.
     """
-    engine = Engine(model, max_streams=max(len(streams), 1))
+    engine = Engine(model, max_streams=max(len(streams), 1), silence=silence_of(model.contract))
     roles = {output.name: output.role for output in model.contract.outputs if output.role}
     found: list[Outputs] = [{} for _ in streams]
     applied = [accepted(model.contract, stream.x) for stream in streams]

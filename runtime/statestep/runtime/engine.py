@@ -53,7 +53,7 @@ class Records:
     """What is remembered of n streams: the model's states and the engine's own columns."""
 
     states: list[Array]  # each [n, *shape], in the contract's order
-    step: np.ndarray[Any, np.dtype[np.int64]]  # [n] timesteps applied since the stream's birth
+    step: np.ndarray[Any, np.dtype[np.int64]]  # [n] timesteps since the stream's states began
     time: np.ndarray[Any, np.dtype[np.int64]]  # [n] greatest event time, ns since the epoch; NO_TIME if none
     offset: np.ndarray[Any, np.dtype[np.int64]]  # [n] where the last observation applied stood in its log; NO_OFFSET
 
@@ -68,7 +68,7 @@ class Advanced:
     contract: Contract
     outputs: dict[str, Array]  # each [N, …]
     rejected: np.ndarray[Any, np.dtype[np.bool_]]  # [N] the model gave something not finite; nothing was changed
-    step: np.ndarray[Any, np.dtype[np.int64]]  # [N] the stream's number of timesteps, this one included
+    step: np.ndarray[Any, np.dtype[np.int64]]  # [N] timesteps since the stream's states began, this one included
     previous_time: np.ndarray[Any, np.dtype[np.int64]]  # [N] greatest event time before this row, or NO_TIME
     bridged: np.ndarray[Any, np.dtype[np.int64]]  # [N] timesteps without readings that were stepped before the row's
     reset: np.ndarray[Any, np.dtype[np.bool_]]  # [N] the stream's states began anew with this row, after a gap
@@ -79,6 +79,12 @@ class Advanced:
 
     def __getitem__(self, name: str) -> Array:
         return self.outputs[name]
+
+    @property
+    def first(self) -> Array:
+        """Which rows are the first that their stream's states have seen, so that nothing was expected: bool [N]."""
+        first: Array = (self.step == 1) | self.reset
+        return first
 
     def role(self, role: str) -> Array | None:
         """The output that plays `role`, or None where the model has none."""
@@ -272,7 +278,8 @@ class Engine:
     def _after_silence(self, held: list[Array], times: Array, x: Array) -> tuple[list[Array], Array, Array]:
         """The records `held` [n, …] as they are just before observations at `times` [n]; bridged [n] and reset [n].
 
-        An event that is on is no new stream's, so a stream that has expired in the middle of one is reset.
+        An event that is on is no new stream's: a stream that expires in the middle of one is reset, and its timesteps
+        are counted on, for the event is named by them.
         """
         before, count = held[self._width + 1], len(times)
         judged = None if self.silence is None else self.silence.judged(before, times)
@@ -280,13 +287,14 @@ class Engine:
             return held, np.zeros(count, np.int64), np.zeros(count, bool)
         bridged, reset, expired = judged
         lasting = [self.table.columns[i] for i in self._lasting]
-        new = expired & as_born(lasting, [held[i] for i in self._lasting], count)  # [n]
-        reset = reset | (expired & ~new)
+        idle = as_born(lasting, [held[i] for i in self._lasting], count)  # [n]
+        new, reset = expired & idle, reset | (expired & ~idle)  # [n] each
         rows = [value.copy() for value in held]  # the undo log keeps what they were
         for place, (row, column) in enumerate(zip(rows[: self._width + 2], self.table.columns, strict=False)):
             row[new] = column.initial
             if place < self._width and place not in self._lasting:
                 row[reset] = column.initial
+        rows[self._width][reset & idle] = 0
         for number in range(1, int(bridged.max()) + 1):
             here = np.flatnonzero(bridged >= number)  # [m]
             if not here.size:

@@ -91,9 +91,7 @@ def silence_of(contract: Contract, *, on_gap: str = "measured", expire_s: float 
         steps: Sequence[Any] = [] if contract.gaps is None else contract.gaps["plan"]
         plan = [(step["up_to"], step["do"]) for step in steps]
     elif on_gap != "hold" and period is None:
-        raise ValueError(
-            f"a gap cannot be told by {contract.name}, whose contract names no period: on_gap must be hold"
-        )
+        raise ValueError(f"{contract.name} names no period, so a gap cannot be told: hold it")
     elif on_gap == "bridge" and contract.missing != "own-forecast":
         raise ValueError(f"{contract.name} takes no missing readings, so it cannot bridge a gap: hold it, or reset")
     elif on_gap == "bridge":
