@@ -54,10 +54,27 @@ def contract(model: StepModel, console: Console, *, forgets: str | None = None) 
     for output in held.outputs:
         outputs.add_row(escape(output.name), output.role or "its own")
     console.print(outputs)
+    if held.gaps is not None:
+        console.print(f"where a stream was silent: {gaps(held.gaps)}", highlight=False)
     if held.detector is not None:
         detector(held.detector, held.period_seconds, console)
     if held.memory is not None:
         memory(held.memory, forgets or "", console)
+
+
+def gaps(held: Mapping[str, Any]) -> str:
+    """What a model's plan does about gaps, in words.
+
+    >>> gaps({"plan": [{"up_to": 2, "do": "hold"}, {"up_to": 50, "do": "bridge"}, {"up_to": None, "do": "reset"}]})
+    'up to 2 missing timesteps hold, up to 50 bridge, else reset'
+    """
+    *steps, last = held["plan"]
+    if not steps:
+        return f"always {last['do']}"
+    first, *more = [
+        f"up to {step['up_to']}{' missing timesteps' * (not n)} {step['do']}" for n, step in enumerate(steps)
+    ]
+    return ", ".join([first, *more, f"else {last['do']}"])
 
 
 def memory(held: Mapping[str, Any], forgets: str, console: Console) -> None:
