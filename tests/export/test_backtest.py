@@ -191,7 +191,7 @@ def test_every_event_says_what_made_it() -> None:
             for why in alarm.why:
                 column = found.contract.feature_names.index(why.feature)
                 assert why.row in over and why.seen == pytest.approx(stream.x[why.row, column])
-                said = {"others": "related"}.get(str(why.reason), "expected")
+                said = {"others": "related", "level": "related"}.get(str(why.reason), "expected")
                 assert why.expected == pytest.approx(verdict.outputs[said][why.row, column])
 
 

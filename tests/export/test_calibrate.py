@@ -71,7 +71,7 @@ def test_each_feature_is_said_by_the_others_as_a_ridge_regression_says_it(width:
 
 
 def test_two_features_that_are_one_say_each_other() -> None:
-    """By 1 / (1 + ridge); a missing reading counts as a usual one, a 0. A single feature has no others."""
+    """By 1 / (1 + ridge); a missing reading counts as a usual one, a 0. Of a lone feature they say its mean."""
     x = np.random.default_rng(0).standard_normal((400, 1)).repeat(2, axis=1)
     x -= x[1:300].mean(axis=0)
     d = measured(past({"a": x})).detector
@@ -83,7 +83,9 @@ def test_two_features_that_are_one_say_each_other() -> None:
     assert half.others is not None
     assert half.others[0, 1] == pytest.approx(0.5 / (0.5 + RIDGE), rel=0.1)
     assert half.others[1, 0] == pytest.approx(0.5 / (1 + RIDGE), rel=0.1)
-    assert measured(past({"a": x[:, :1]})).detector.others is None
+    lone = measured(past({"a": x[:, :1]})).detector
+    assert lone.others is not None and lone.others.tolist() == [[0.0]] and lone.evidence[1] == "level"
+    assert d.evidence[1] == "others" and measured(past({"a": x[:, :1]}), others=False).detector.others is None
     assert measured(past({"a": x}), others=False).detector.others is None
 
 

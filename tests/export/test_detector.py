@@ -30,8 +30,7 @@ TOLERANCES = {"score": 1e-3, "severity": 1e-3, "contribution": 1e-3}
 
 def made(columns: str, evidence: tuple[str, ...], **settings: Any) -> Detector:
     width, targets = COLUMNS[columns]
-    kinds = tuple(kind for kind in evidence if width > 1 or kind != "others")
-    return detector(width=width, targets=targets, evidence=kinds, **settings)
+    return detector(width=width, targets=targets, evidence=evidence, **settings)
 
 
 def holed(x: Array, seed: int = 1) -> Array:

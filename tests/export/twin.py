@@ -136,7 +136,7 @@ class Stream:
         if d.others is not None and d.others_spread is not None:
             said = np.clip(z, -rules.REACH, rules.REACH) @ d.others
             off = np.clip((z - said) / d.others_spread, -LIMIT, LIMIT) - self.apart_as_ever
-            found["others"] = np.square(off)
+            found["others" if d.width > 1 else "level"] = np.square(off)
             step = np.clip(off, -rules.FASTEST, rules.FASTEST) / min(max(self.count + 1, rules.FEWEST), d.window)
             self.apart_as_ever = self.apart_as_ever + np.where(missing, 0, step)
             out["related"] = x + (said - z) * std

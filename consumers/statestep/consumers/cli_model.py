@@ -92,6 +92,7 @@ def fit(
     from statestep.export.choose import choose
     from statestep.export.fit import fit as train
     from statestep.export.plots import plot_forecast, plot_loss
+    from statestep.export.words import counted
 
     ends_in_onnx(out_path)
     known_cells(cell, layers)
@@ -131,7 +132,7 @@ def fit(
             model_version=model_version,
             ranges=fitted.ranges,
             period_seconds=period or told_period,
-            trained_on=f"{Path(data).name}: {fitted.rows_training:,} rows of {len(streams):,} streams",
+            trained_on=f"{Path(data).name}: {fitted.rows_training:,} rows of {counted(len(streams), 'stream')}",
             data=streams,
             **about,
         )

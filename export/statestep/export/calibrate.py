@@ -49,7 +49,7 @@ class Judging:
     alpha: float = 0.15
     combine: str = "mean"
     rule: str = "plain"
-    others: bool = True
+    others: bool = True  # whether readings are also held against their rows, a lone feature's against its level
     window: int = 256
     budget: Budget = field(default_factory=Budget)
 
@@ -109,7 +109,7 @@ def measured(pasts: Sequence[Past], known: Forecasts, how: Judging, *, warm: int
     training = np.concatenate([each[mask] for each, mask in zip(z, trained, strict=True)]).astype(np.float64)
     tails = np.concatenate([each[mask] for each, mask in zip(z, held_out, strict=True)]).astype(np.float64)
     misses = [_misses(past, known.targets, std)[mask] for past, mask in zip(pasts, held_out, strict=True)]
-    others = _others(training) if how.others and known.width > 1 else None
+    others = _others(training) if how.others else None
     every = np.concatenate([training, tails])  # [rows, F]
     return Detector(
         features=known.features,

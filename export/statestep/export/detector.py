@@ -13,6 +13,8 @@ from statestep.runtime import NO_TIME, State
 COMBINES = ("mean", "top", "max")
 RULES = ("plain", "likelihood", "conformal")
 EVIDENCE = ("error", "others", "range", "stuck")
+LEVEL = "level"  # what `others` is for a lone feature, of which they say nothing: how far it is from its usual level
+BESIDE = ("others", LEVEL)  # evidence that is not by the forecast, but by the output `related`
 STATUS = ("warming", "calibrated", "drifting")  # the output `status` is a place in here
 LEAST_VARIANCE = 1e-12  # of scores, which are logarithms
 
@@ -129,4 +131,5 @@ class Detector(Forecasts):
     def evidence(self) -> tuple[str, ...]:
         """The kinds of evidence that it looks at; the output `reason` is a place in here."""
         there = (True, self.others is not None, self.low is not None, self.still is not None)
-        return tuple(name for name, is_there in zip(EVIDENCE, there, strict=True) if is_there)
+        found = tuple(name for name, is_there in zip(EVIDENCE, there, strict=True) if is_there)
+        return tuple(LEVEL if name == "others" and self.width == 1 else name for name in found)

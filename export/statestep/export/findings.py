@@ -11,6 +11,7 @@ import numpy as np
 from statestep.export.axes import moment
 from statestep.export.backtest import BASELINES, MODEL, Backtest, Stream, Verdict
 from statestep.export.compare import Array
+from statestep.export.detector import BESIDE
 from statestep.export.measures import events_of
 from statestep.runtime import Contract
 
@@ -177,7 +178,7 @@ def _one(contract: Contract, stream: Stream, verdict: Verdict, column: int, shar
     if places is not None:
         place = int(np.bincount(places[over]).argmax())
         reason = kinds[place] if place < len(kinds) else None
-    against = of_feature(contract, verdict.outputs, "related" if reason == "others" else "expected", column)
+    against = of_feature(contract, verdict.outputs, "related" if reason in BESIDE else "expected", column)
     if reason == "range" and feature.min is not None and feature.max is not None:
         apart = np.maximum(feature.min - seen[over], seen[over] - feature.max)  # [N]
     else:

@@ -12,6 +12,7 @@ from statestep.export.axes import Along, Scale, number, silences
 from statestep.export.backtest import Backtest, Stream, Verdict
 from statestep.export.chart import circle, hair, line, path, rect, tenths, text, thinned
 from statestep.export.compare import Array
+from statestep.export.detector import BESIDE
 from statestep.export.findings import Why, of_feature, ratio_of
 from statestep.export.words import REASONS, percent
 
@@ -113,7 +114,7 @@ def reading(
     top, bottom = y + TITLE, y + TITLE + height
     feature, rows = found.contract.features[column], slice(view.start, view.end)
     seen = view.stream.x[:, column].astype(np.float64)
-    role = "related" if why is not None and why.reason == "others" else "expected"
+    role = "related" if why is not None and why.reason in BESIDE else "expected"
     expected = of_feature(found.contract, verdict.outputs, role, column)
     low, high = _range(seen[rows], None if expected is None else expected[rows], everything=why is not None)
     room = 0.06 * (high - low) or max(abs(high), 1.0) * 0.05

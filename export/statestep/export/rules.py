@@ -3,7 +3,8 @@
 Per feature there is *evidence*, squared and without a unit, 1 being usual. The largest of
 
     error    the forecast's error in units of its usual size
-    others   how far a reading is from what the other readings of its row say, in units of that error's usual size
+    others   how far a reading is from what the other readings of its row say, in units of that error's usual size; of a
+             lone feature they say nothing but its mean, so it is called its level
     range    how far it is beyond all that training has seen, in twentieths of that range
     stuck    for how long it has not moved, in units of the longest such time of training
 
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from statestep.export.detector import LEAST_VARIANCE, Detector, Forecasts
+from statestep.export.detector import LEAST_VARIANCE, LEVEL, Detector, Forecasts
 from statestep.export.scaler import LIMIT
 from statestep.export.terms import Term, Terms
 from statestep.runtime import NO_TIME
@@ -102,7 +103,9 @@ def _evidence(d: Detector, g: Terms, given: Given, z: Term, states: States, out:
     if d.others is not None:
         assert d.others_spread is not None
         said = g.clipped(z, -REACH, REACH) @ d.others.astype(np.float32)  # [B, F]
-        found["others"] = _apart(d, g, g.clipped((z - said) / d.others_spread, -LIMIT, LIMIT), given, states, after)
+        found["others" if d.width > 1 else LEVEL] = _apart(
+            d, g, g.clipped((z - said) / d.others_spread, -LIMIT, LIMIT), given, states, after
+        )
         related = given.x + (said - z) * (d.std if given.std is None else given.std)
         out["related"] = g.clipped(related, -LARGEST, LARGEST)
     if d.low is not None:

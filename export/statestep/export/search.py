@@ -75,7 +75,7 @@ def searched(
 
 def _differs(name: str, choice: object, best: Judging, known: Forecasts) -> bool:
     """Whether a choice would judge in another way."""
-    if known.width == 1 and name in ("others", "combine"):
+    if known.width == 1 and name == "combine":
         return False
     return choice != getattr(best, name) and not (choice == "top" and known.width < FEW)
 

@@ -13,6 +13,7 @@ from statestep.export.measures import WEEK_SECONDS
 REASONS = {  # kinds of evidence, of a feature
     "error": "not as forecast",
     "others": "not as the other features say",
+    "level": "far from where it usually is",
     "range": "outside of all that training saw",
     "stuck": "not moving",
 }
