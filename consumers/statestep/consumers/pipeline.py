@@ -21,7 +21,7 @@ from statestep.consumers.teller import STATUS, Teller, words
 from statestep.consumers.times import from_ms
 from statestep.runtime import NO_TIME, Advanced, Engine
 from statestep.runtime.engine import OFFSET
-from statestep.runtime.silence import GAP_PERIODS
+from statestep.runtime.silence import GAP_PERIODS, elapsed_of
 
 NOTHING: Mapping[tuple[int, int], int] = {}
 UNDELIVERABLE = Refused("undeliverable", "no broker takes its output; its stream has advanced all the same")
@@ -254,9 +254,7 @@ class Pipeline:
         late = known & (times < previous)
         if self._period_ns is None:
             return late, np.zeros(len(times), bool)
-        # As float64: the difference of two int64 can overflow, and its rounding is far below any period.
-        elapsed = times.astype(np.float64) - previous.astype(np.float64)
-        return late, known & (elapsed > GAP_PERIODS * self._period_ns)
+        return late, elapsed_of(previous, times) > GAP_PERIODS * self._period_ns
 
     def _count(self, tally: Tally, out: Advanced, kept: Array, absent: Array) -> None:
         """Readings that were missing, what the model says of itself, events that begin and end."""

@@ -55,8 +55,7 @@ class Silence:
 
     def judged(self, before: Array, now: Array) -> Judged | None:
         """Event times int64 [n] of streams so far and of an observation of each; None where nothing is to be done."""
-        known = (before != NO_TIME) & (now != NO_TIME)
-        elapsed = np.where(known, now.astype(np.float64) - before.astype(np.float64), 0.0)  # [n]; int64 may overflow
+        elapsed = elapsed_of(before, now)  # [n]
         expired = elapsed > self.expire_ns
         gap = (elapsed > GAP_PERIODS * self.period_ns) & ~expired
         if not (expired.any() or gap.any()):
@@ -71,6 +70,19 @@ class Silence:
             reset |= here & (way == "reset")
             below = up_to or below
         return Judged(bridged, reset, expired)
+
+
+def elapsed_of(before: Array, now: Array) -> Array:
+    """Nanoseconds from event times int64 [n] to others, 0 where they are not later or not known: float64 [n].
+
+    Exact up to 104 days; the times themselves are not, as float64.
+
+    >>> elapsed_of(np.array([-(2**62), 5, NO_TIME]), np.array([2**62, 3, 7])).tolist()
+    [9.223372036854776e+18, 0.0, 0.0]
+    """
+    later = (now > before) & (before != NO_TIME)  # NO_TIME is before all times
+    # The difference of two int64 may be too large for one, but not for an uint64.
+    return np.where(later, now.view(np.uint64) - before.view(np.uint64), 0).astype(np.float64)
 
 
 def silence_of(contract: Contract, *, on_gap: str = "measured", expire_s: float | None = None) -> Silence | None:
