@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
+from statestep.export.compose import Ports, composed_sequence
 from statestep.export.detector import COMBINES, RULES, Detector, Forecasts
 from statestep.export.histories import stepped
+from statestep.export.surgery import session
 from statestep.runtime import NO_TIME, Engine
 
+from ..models import graph
 from . import twin
 from .detectors import WARM, Array, detector, forecaster, own_units, run_alone, step_model, story
 
@@ -115,6 +119,24 @@ def test_without_a_detector_a_model_tells_what_it_expected() -> None:
     given = stepped(step_model(known), x)
     assert given["expected"][:, 0, 0].tolist() == [-2.0, 1.0, 1.0]  # h is 1, then (1 + 1) / 2, then again
     assert list(given) == ["prediction", "expected"]
+
+
+def test_a_sequence_graph_may_have_inner_tensors_of_an_outputs_name() -> None:
+    """A node's, or a weight's: the detector's outputs have the names that the step form gave them."""
+    d, sizes = detector(width=2), ["T", "B", 2]
+    nodes = [
+        helper.make_node("Add", ["x", "score"], ["event"]),
+        helper.make_node("Identity", ["event"], ["prediction"]),
+    ]
+    whole = graph(
+        nodes, {"x": ("float32", sizes)}, {"prediction": ("float32", sizes)}, {"score": np.ones(2, np.float32)}
+    )
+    names = {role: role for role, _, _ in d.outputs}
+    x, _ = story(d, STEPS, STREAMS)
+    run = session(composed_sequence(whole, d, Ports(), names)).run(["prediction", *names], {"x": x})
+    assert (run[0] == x + 1).all()
+    alone = run_alone(d, x, x + 1)
+    assert all((found == alone[name]).all() for name, found in zip(names, run[1:], strict=True))
 
 
 def test_what_has_warmed_is_judged_and_not_before() -> None:

@@ -6,6 +6,7 @@ In the step form the detector's nodes stand in the graph itself; in the sequence
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +86,7 @@ def composed_sequence(forecaster: ModelProto, d: Forecasts, ports: Ports, names:
     model = ModelProto()
     model.CopyFrom(forecaster)
     _hide(model.graph, ports)
+    _make_way(model.graph, names.values())
     _scan(model.graph, d, ports, names)
     return model
 
@@ -141,6 +143,18 @@ def _hide(graph: GraphProto, ports: Ports) -> None:
     kept = [value for value in graph.output if value.name not in (ports.own or ())]
     del graph.output[:]
     graph.output.extend(kept)
+
+
+def _make_way(graph: GraphProto, names: Iterable[str]) -> None:
+    """Give other names to inner tensors of a sequence graph that bear these: no tensor of the step graph does."""
+    inner = {name for node in graph.node for name in node.output} | {weight.name for weight in graph.initializer}
+    inner -= {value.name for value in (*graph.input, *graph.output)}
+    others = {name: f"{SCOPE}/beside/{name}" for name in names if name in inner}
+    nodes = [renamed(node, others) for node in graph.node]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    for weight in graph.initializer:
+        weight.name = others.get(weight.name, weight.name)
 
 
 def _named(state: State, g: Terms) -> State:
