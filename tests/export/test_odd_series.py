@@ -59,6 +59,17 @@ GOOD = {
     "five hundred features": waves(500, rows=120),
     "few rows": waves(2, rows=12),
 }
+BY_STREAM = (  # those of which a stream's own units might make something else
+    "one feature",
+    "constant at zero",
+    "one of them constant",
+    "spread 1e-3 at level 1e6",
+    "largest float32",
+    "both scales",
+    "missing readings",
+    "few rows",
+)
+CASES = [(name, "pooled") for name in GOOD] + [(name, "per-stream") for name in BY_STREAM]
 BAD = {
     "a single row": (waves(2, rows=1), "none of the 1 streams has 3 rows"),
     "no rows": (waves(2, rows=0), "none of the 1 streams has 3 rows"),
@@ -85,8 +96,7 @@ def odd_readings(x: Array) -> Array:
     return rows[~np.isinf(rows).any(axis=1)]
 
 
-@pytest.mark.parametrize("scale", ["pooled", "per-stream"])
-@pytest.mark.parametrize("name", list(GOOD))
+@pytest.mark.parametrize(("name", "scale"), CASES)
 def test_a_model_whose_scores_are_numbers(name: str, scale: str, tmp_path: Path) -> None:
     """It fits, passes its proof, and scores its data and odder data; per-stream scaling may ask for more rows."""
     x = GOOD[name]
