@@ -149,8 +149,8 @@ MUTANTS = [
         PLAIN,
         (
             COMPOSE,
-            "self._states(partition, streams, marker)",
-            "self._states(partition, streams, marker)[: None if moved else -1]",
+            "self._states(partition, streams, forgotten, marker)",
+            "self._states(partition, streams, forgotten, marker)[: None if moved else -1]",
         ),
     ),
     mutant(
