@@ -28,6 +28,7 @@ CONTRACT = Contract(
 SERENE = replace(
     CONTRACT,
     name="serene",
+    states=(*CONTRACT.states[:2], replace(CONTRACT.states[2], lasting=True)),
     outputs=(Output("y", role="prediction"), Output("n", state="count"), Output("was_even")),
     missing="own-forecast",
     period_seconds=1e-9,

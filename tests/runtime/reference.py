@@ -114,9 +114,9 @@ class DictEngine:
         if NO_TIME in (stream.time, time):
             return stream, 0, False
         elapsed, contract, born = time - stream.time, self.model.contract, self.model.initial_states()
-        lasting = [any(o.state == s.input for o in contract.outputs) for s in contract.states]
-        held = zip(stream.states, born, lasting, strict=True)
-        idle = all((value == begin).all() for value, begin, lasts in held if lasts)
+        told = [any(o.state == s.input for o in contract.outputs) for s in contract.states]
+        held = zip(stream.states, born, told, strict=True)
+        idle = all((value == begin).all() for value, begin, is_told in held if is_told)
         if self.expire is not None and elapsed > self.expire:
             if idle:
                 stream.states, stream.step, stream.time = born, 0, NO_TIME
@@ -128,7 +128,8 @@ class DictEngine:
             missing = round(elapsed / self.period) - 1
             way = next(way for up_to, way in self.plan if up_to is None or missing <= up_to)
         if way == "reset":
-            pairs = zip(stream.states, born, lasting, strict=True)
+            kept = [is_told or s.lasting for is_told, s in zip(told, contract.states, strict=True)]
+            pairs = zip(stream.states, born, kept, strict=True)
             stream.states = [value if lasts else begin for value, begin, lasts in pairs]
             stream.step = 0 if idle else stream.step
         if way != "bridge":

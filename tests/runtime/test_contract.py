@@ -103,6 +103,7 @@ def test_the_document_has_the_keys_that_other_tools_rely_on() -> None:
         "batch_axis": 1,
         "dtype": "float32",
         "initial": [[1, 2, 3], [4, 5, 6.5]],
+        "lasting": False,
     }
     assert document["outputs"][0] == {"name": "y", "batch_axis": 0, "role": "prediction", "features": ["flow"]}
     assert {"name", "model_version", "input", "input_dtype", "missing", "horizon", "parity"} < set(document)

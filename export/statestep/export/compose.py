@@ -7,7 +7,7 @@ In the step form the detector's nodes stand in the graph itself; in the sequence
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper
@@ -159,7 +159,7 @@ def _make_way(graph: GraphProto, names: Iterable[str]) -> None:
 
 def _named(state: State, g: Terms) -> State:
     """A state under names that no tensor of the graph bears."""
-    return State(g.builder.name(state.input), g.builder.name(state.output), state.shape, 0, state.dtype, state.initial)
+    return replace(state, input=g.builder.name(state.input), output=g.builder.name(state.output))
 
 
 def _tells_time(d: Forecasts) -> bool:

@@ -91,9 +91,9 @@ class Detector(Forecasts):
         found.append(State("error", "next_error", (self.width,)))
         if self.per_stream:
             own = np.square(np.asarray(self.spread, np.float32)).tolist()
-            found.append(State("usual_error", "next_usual_error", (len(self.targets),), initial=own))
+            found.append(State("usual_error", "next_usual_error", (len(self.targets),), initial=own, lasting=True))
         if self.others is not None:
-            found.append(State("usual_apart", "next_usual_apart", (self.width,)))
+            found.append(State("usual_apart", "next_usual_apart", (self.width,), lasting=True))
         if self.still is not None:
             found.append(State("still", "next_still", (self.width,)))
         if self.rule != "plain":
@@ -101,12 +101,13 @@ class Detector(Forecasts):
             past = np.asarray(self.past, np.float32)
             if self.rule == "likelihood":
                 past = np.array([past.mean(), past.mean(), max(float(past.var()), LEAST_VARIANCE)], np.float32)
-            found.append(State("scores", "next_scores", past.shape, initial=past.tolist()))
+            found.append(State("scores", "next_scores", past.shape, initial=past.tolist(), lasting=True))
         if self.usual_low is not None:
-            found.append(State("outside", "next_outside", (self.width + 1,)))
-        for name, initial in (("length", 0), ("quiet", 0), ("began", int(NO_TIME)), ("ticks", 0)):
+            found.append(State("outside", "next_outside", (self.width + 1,), lasting=True))
+        for name, initial in (("length", 0), ("quiet", 0), ("began", int(NO_TIME))):
             found.append(State(name, f"next_{name}", (1,), dtype="int64", initial=initial))
-        return (*found, State("peak", "next_peak", (1,)))
+        ticks = State("ticks", "next_ticks", (1,), dtype="int64", initial=0, lasting=True)
+        return (*found, ticks, State("peak", "next_peak", (1,)))
 
     @property
     def outputs(self) -> tuple[Made, ...]:

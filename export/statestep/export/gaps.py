@@ -2,7 +2,7 @@
 
     hold     the next reading is taken for the next timestep
     bridge   the model steps through the gap first, its own forecasts standing in for the readings
-    reset    the stream begins anew
+    reset    its states begin anew, but for those that are of the stream rather than of the moment
 
 Which is best hangs on the model and on the length of the gap, so it is measured: readings that are known are left out,
 and the forecasts afterwards are compared. Needs no torch.
@@ -104,7 +104,9 @@ def _errors(model: StepModel, gaps: Sequence[Gap], length: int) -> dict[str, flo
     for _ in range(length):
         _, bridged = model.step(np.full_like(after[0], np.nan), bridged)
     found = {}
-    for way, states in zip(GAP_WAYS, (reached, bridged, born), strict=True):
+    lasting = [state.lasting for state in model.contract.states]
+    reset = [value if lasts else begin for value, begin, lasts in zip(reached, born, lasting, strict=True)]
+    for way, states in zip(GAP_WAYS, (reached, bridged, reset), strict=True):
         misses = []
         for row, following in pairwise(after):
             outputs, states = model.step(row, states)

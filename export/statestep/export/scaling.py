@@ -108,8 +108,8 @@ class PerStreamScaling(nn.Module):
         self.memory = memory
         self.features = features
         self.states = (
-            State("count", "next_count", (1,)),
-            *(State(name, f"next_{name}", (features,)) for name in ("mean", "mean_rest", "variance")),
+            State("count", "next_count", (1,), lasting=True),
+            *(State(name, f"next_{name}", (features,), lasting=True) for name in ("mean", "mean_rest", "variance")),
         )
 
     def step(self, x: Tensor, states: States) -> tuple[Scaled, States]:

@@ -62,7 +62,11 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A pair of tensors that carries memory from one timestep to the next; `shape` is without the batch axis."""
+    """A pair of tensors that carries memory from one timestep to the next; `shape` is without the batch axis.
+
+    One that is `lasting` is of the stream rather than of the moment, as its level or what is usual of it: a reset after
+    a gap leaves it as it is.
+    """
 
     input: str
     output: str
@@ -70,6 +74,7 @@ class State:
     batch_axis: int = 0
     dtype: str = "float32"
     initial: Any = 0.0  # a number, or a nested list of `shape`
+    lasting: bool = False
 
     def initial_value(self) -> np.ndarray[Any, Any]:
         """The state of a stream that has seen nothing: an array of `shape` and `dtype`.

@@ -112,9 +112,11 @@ class Engine:
             for state, value in zip(model.contract.states, model.initial_states(), strict=True)
         ]
         self._width = len(columns)
-        lasting = {output.state for output in model.contract.outputs}
+        told = {output.state for output in model.contract.outputs}
         # States of what was put out last: an event that is on outlives a new beginning, for its end is to be told.
-        self._lasting = [i for i, state in enumerate(model.contract.states) if state.input in lasting]
+        self._told = [i for i, state in enumerate(model.contract.states) if state.input in told]
+        # What a reset leaves as it is.
+        self._lasting = [i for i, state in enumerate(model.contract.states) if state.input in told or state.lasting]
         columns += [
             Column(STEP, np.zeros((), np.int64)),
             Column(TIME, np.full((), NO_TIME, np.int64)),
@@ -247,6 +249,11 @@ class Engine:
         keys = self.keys()
         return [key for key, first in zip(keys, self.first_dirty(keys).tolist(), strict=True) if first != CLEAN]
 
+    def idle(self, slots: Slots) -> Array:
+        """Which streams have put out nothing that is still to be gone on with, such as an event: bool [n]."""
+        columns = [self.table.columns[i] for i in self._told]
+        return as_born(columns, [self.table.column(column.name)[slots] for column in columns], len(slots))
+
     def first_dirty(self, keys: Sequence[bytes]) -> Array:
         """For each stream the offset of the first message applied since it was last clean; `CLEAN` if none: [n]."""
         return self.table.column(DIRTY)[self._present(keys)]
@@ -270,11 +277,6 @@ class Engine:
             raise KeyError(f"there is no stream {keys[int(np.argmin(slots))]!r}")
         return slots
 
-    def idle(self, slots: Slots) -> Array:
-        """Which streams have put out nothing that is still to be gone on with, such as an event: bool [n]."""
-        columns = [self.table.columns[i] for i in self._lasting]
-        return as_born(columns, [self.table.column(column.name)[slots] for column in columns], len(slots))
-
     def _after_silence(self, held: list[Array], times: Array, x: Array) -> tuple[list[Array], Array, Array]:
         """The records `held` [n, …] as they are just before observations at `times` [n]; bridged [n] and reset [n].
 
@@ -286,8 +288,8 @@ class Engine:
         if self.silence is None or judged is None:
             return held, np.zeros(count, np.int64), np.zeros(count, bool)
         bridged, reset, expired = judged
-        lasting = [self.table.columns[i] for i in self._lasting]
-        idle = as_born(lasting, [held[i] for i in self._lasting], count)  # [n]
+        told = [self.table.columns[i] for i in self._told]
+        idle = as_born(told, [held[i] for i in self._told], count)  # [n]
         new, reset = expired & idle, reset | (expired & ~idle)  # [n] each
         rows = [value.copy() for value in held]  # the undo log keeps what they were
         for place, (row, column) in enumerate(zip(rows[: self._width + 2], self.table.columns, strict=False)):
