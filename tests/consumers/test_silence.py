@@ -191,6 +191,8 @@ def test_what_a_model_cannot_do_is_refused() -> None:
         silence_for(MODEL, "measured", "soon")
     with pytest.raises(ConfigError, match=r"--on-gap is reset: .* names no period, so a gap cannot be told"):
         silence_for(pump(period_seconds=None), "reset", None)
+    with pytest.raises(ConfigError, match="--expire-after is 90s, and judge has a timestep every 60 s, so that each"):
+        silence_for(judge(), "measured", "90s")
     with pytest.raises(ValueError, match="on_gap is 'guess'"):
         silence_of(MODEL.contract, on_gap="guess")
     assert silence_for(MODEL, "measured", None) is silence_for(MODEL, "hold", None) is None

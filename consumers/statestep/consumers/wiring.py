@@ -42,6 +42,7 @@ from statestep.consumers.timed import TimedModel
 from statestep.consumers.times import parse_time, seconds_of
 from statestep.consumers.transaction import Limits
 from statestep.runtime import Engine, Silence, StepModel, guard, silence_of
+from statestep.runtime.silence import GAP_PERIODS
 
 log = logging.getLogger("statestep")
 
@@ -138,6 +139,12 @@ def silence_for(model: StepModel, on_gap: str, expire_after: str | None) -> Sile
     expire_s = None if expire_after is None else seconds_of(expire_after)
     if expire_after is not None and expire_s is None:
         raise ConfigError(f"--expire-after is {expire_after!r}: it must be a time such as 12h, 7d or 2w")
+    period_s = model.contract.period_seconds
+    if expire_s is not None and period_s is not None and expire_s <= GAP_PERIODS * period_s:
+        raise ConfigError(
+            f"--expire-after is {expire_after}, and {model.contract.name} has a timestep every {period_s:g} s, so that "
+            "each message would begin a new stream: allow for more than a gap"
+        )
     try:
         return silence_of(model.contract, on_gap=on_gap, expire_s=expire_s)
     except ValueError as error:
