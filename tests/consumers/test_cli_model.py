@@ -130,6 +130,7 @@ class TestModelsFromElsewhere:
                 "batch_axis": 1,
                 "dtype": "float32",
                 "initial": 0.0,
+                "lasting": False,
             }
         ]
         assert "memory" not in document

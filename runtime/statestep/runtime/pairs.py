@@ -72,7 +72,7 @@ def detect(
     >>> x, y = Tensor("x", ("B", 3), "float32"), Tensor("y", ("B", 1), "float32")
     >>> h0, hn = Tensor("h0", (1, "B", 8), "float32"), Tensor("hn", (1, "B", 8), "float32")
     >>> detect("m", [x, h0], [y, hn]).states
-    (State(input='h0', output='hn', shape=(1, 8), batch_axis=1, dtype='float32', initial=0.0),)
+    (State(input='h0', output='hn', shape=(1, 8), batch_axis=1, dtype='float32', initial=0.0, lasting=False),)
     """
     pairs = _pairs(inputs, outputs, named or {})
     x = _observation(inputs, outputs, pairs)
