@@ -85,7 +85,7 @@ class RealBench:
 
 
 @pytest.fixture
-def bench(bootstrap_servers: str) -> Iterator[RealBench]:
+def bench(bootstrap_servers: str, quiet: None) -> Iterator[RealBench]:
     real = RealBench(bootstrap_servers)
     yield real
     real.close()
