@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from statestep.consumers import first_load, show, tables, wiring
-from statestep.consumers.config import ConfigError
+from statestep.consumers.config import ConfigError, span
 from statestep.consumers.options import (
     Author,
     Cell,
@@ -37,7 +37,6 @@ from statestep.consumers.options import (
     names,
 )
 from statestep.consumers.terminal import err, out, told, training
-from statestep.consumers.times import seconds_of
 from statestep.runtime import guard
 
 if TYPE_CHECKING:
@@ -96,9 +95,7 @@ def fit(
 
     ends_in_onnx(out_path)
     known_cells(cell, layers)
-    seconds = None if budget is None else seconds_of(budget)
-    if budget is not None and seconds is None:
-        raise ConfigError(f"--budget is {budget!r}: it must be a time such as 90s, 5m or 1h")
+    seconds = span("--budget", budget, "90s, 5m or 1h")
     columns = names(features)
     about = described(columns, unit, author, license, description)
     streams, told_period = tables.load_streams(data, columns, key=key, time=time)

@@ -29,12 +29,14 @@ from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES
 from statestep.consumers.http import DEFAULT_PORT
 from statestep.consumers.kafka_client import client_properties
 from statestep.consumers.times import parse_time, seconds_of
+from statestep.runtime.silence import OnGap
 
 PREFIX = "STATESTEP_"
 TESTS = "STATESTEP_TEST_"  # the test suite's own
 SHA256 = r"^[0-9A-Fa-f]{64}$"
 TABLES = {"kafka": "Kafka client properties", "states": "state pairs", "constants": "constant inputs"}
 FLAGS = {"states": "state", "constants": "set"}  # of settings that a flag gives one at a time
+SPANS = "12h, 7d or 2w"  # examples of how long a stream may be silent
 TOPIC = r"^[A-Za-z0-9._-]{1,249}$"  # what a broker accepts as a topic's name
 
 
@@ -48,9 +50,21 @@ def _start(value: str) -> str:
     return value
 
 
+def span(flag: str, text: str | None, such: str) -> float | None:
+    """The length of time that a flag was given, in seconds; None where it was not. Raises `ConfigError`.
+
+    >>> span("--budget", "5m", "90s, 5m or 1h")
+    300.0
+    """
+    seconds = None if text is None else seconds_of(text)
+    if text is not None and seconds is None:
+        raise ConfigError(f"{flag} is {text!r}: it must be a time such as {such}")
+    return seconds
+
+
 def _span(value: str | None) -> str | None:
     if value is not None and seconds_of(value) is None:
-        raise ValueError("must be a time such as 12h, 7d or 2w")
+        raise ValueError(f"must be a time such as {SPANS}")
     return value
 
 
@@ -85,7 +99,7 @@ class Settings(BaseSettings):
     create_topics: bool = Field(True, description="Create the topics that are written to where they are missing.")
     time: str = Field("ts", description="The message's field that holds its time; else the record's own time is taken.")
     key: str | None = Field(None, description="The field that names the stream; by default the record's key does.")
-    on_gap: Literal["measured", "hold", "bridge", "reset"] = Field(
+    on_gap: OnGap = Field(
         "measured", description="What is done where a stream was silent: as the model measured, or one way always."
     )
     expire_after: Annotated[str | None, AfterValidator(_span)] = Field(

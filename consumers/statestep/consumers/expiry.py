@@ -29,13 +29,13 @@ class Expiry:
         self._engine = engine
         self._keeps_states = keeps_states
         self._after_ns = FOREVER if engine.silence is None else LATE * engine.silence.expire_ns
-        self.look_s = min(LOOK_S, self._after_ns / 1e9 / 20)
+        self._look_s = min(LOOK_S, self._after_ns / 1e9 / 20)
         self._looked_s = -FOREVER
         self._silent: dict[int, list[tuple[bytes, int]]] = {}  # by partition: (stream, event time)
 
     def look(self, now_s: float) -> None:
         """Look at all streams, if that is due; `now_s` is on the service's own clock."""
-        if self._after_ns == FOREVER or now_s - self._looked_s < self.look_s:
+        if self._after_ns == FOREVER or now_s - self._looked_s < self._look_s:
             return
         self._looked_s, self._silent = now_s, {}
         streams = self._engine.keys()

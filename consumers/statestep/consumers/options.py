@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from statestep.consumers.config import ConfigError, features_of, output_of
-from statestep.runtime import State
+from statestep.runtime import State, silence
 
 Model = Annotated[Path, typer.Option(help="The step model, an .onnx file.")]
 ModelSha256 = Annotated[str | None, typer.Option(help="The SHA-256 of the model file; any other file is refused.")]
@@ -18,7 +18,7 @@ Data = Annotated[str, typer.Option(help="Readings: a .csv, .jsonl or .parquet fi
 Key = Annotated[str | None, typer.Option(help="The column that names the stream. Without it the file is one stream.")]
 Time = Annotated[str, typer.Option(help="The column that holds the time: ISO 8601, or a number since 1970.")]
 OnGap = Annotated[
-    Literal["measured", "hold", "bridge", "reset"],
+    silence.OnGap,
     typer.Option(
         help="Where a stream was silent: what the model measured as best, or go on, or bridge the gap by the model's "
         "own forecasts, or begin anew."

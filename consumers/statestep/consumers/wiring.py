@@ -21,7 +21,7 @@ from statestep.consumers import first_load, tables
 from statestep.consumers.batch import Batch
 from statestep.consumers.checkpoint import Policies
 from statestep.consumers.codec import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES, Decoder, Encoder, Fields
-from statestep.consumers.config import SHA256, ConfigError, Settings
+from statestep.consumers.config import SHA256, SPANS, ConfigError, Settings, span
 from statestep.consumers.files import FileSink, FileSource
 from statestep.consumers.http import HttpServer
 from statestep.consumers.kafka_changelog import KafkaChangelog
@@ -39,7 +39,7 @@ from statestep.consumers.service import Service
 from statestep.consumers.store import Store, StoreError
 from statestep.consumers.store_changelog import StoreChangelog
 from statestep.consumers.timed import TimedModel
-from statestep.consumers.times import parse_time, seconds_of
+from statestep.consumers.times import parse_time
 from statestep.consumers.transaction import Limits
 from statestep.runtime import Engine, Silence, StepModel, guard, silence_of
 from statestep.runtime.silence import GAP_PERIODS
@@ -136,9 +136,7 @@ def build(
 
 def silence_for(model: StepModel, on_gap: str, expire_after: str | None) -> Silence | None:
     """What the model and two settings say of silence. Raises `ConfigError`."""
-    expire_s = None if expire_after is None else seconds_of(expire_after)
-    if expire_after is not None and expire_s is None:
-        raise ConfigError(f"--expire-after is {expire_after!r}: it must be a time such as 12h, 7d or 2w")
+    expire_s = span("--expire-after", expire_after, SPANS)
     period_s = model.contract.period_seconds
     if expire_s is not None and period_s is not None and expire_s <= GAP_PERIODS * period_s:
         raise ConfigError(

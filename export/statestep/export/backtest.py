@@ -1,8 +1,8 @@
 """How a detector would have done: a step model over labelled streams, beside the two baselines that it has to beat.
 
-The model is stepped by the engine, row by row, as the service steps it where no stream is silent for long. *Last value*
-expects each reading to stay as it is, *value* expects the mean of training. Both are judged by the rules of the model's
-own detector, calibrated with its budget; only what the other readings of a row say, which takes a fit, is the model's
+The model is stepped by the engine, row by row, as the service steps it, gaps included. *Last value* expects each
+reading to stay as it is, *value* expects the mean of training. Both are judged by the rules of the model's own
+detector, calibrated with its budget; only what the other readings of a row say, which takes a fit, is the model's
 alone.
 """
 

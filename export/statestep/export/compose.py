@@ -150,6 +150,8 @@ def _make_way(graph: GraphProto, names: Iterable[str]) -> None:
     inner = {name for node in graph.node for name in node.output} | {weight.name for weight in graph.initializer}
     inner -= {value.name for value in (*graph.input, *graph.output)}
     others = {name: f"{SCOPE}/beside/{name}" for name in names if name in inner}
+    if not others:
+        return
     nodes = [renamed(node, others) for node in graph.node]
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)

@@ -14,7 +14,18 @@ from statestep.export.axes import moment, number
 from statestep.export.backtest import MODEL, Backtest, Stream
 from statestep.export.findings import Alarm, Label, Why, alarms_of, labels_of
 from statestep.export.pictures import caption, close_up, stack
-from statestep.export.words import HEADINGS, MEASURES, REASONS, calibration, cells, percent, span, times, verdict
+from statestep.export.words import (
+    HEADINGS,
+    MEASURES,
+    REASONS,
+    calibration,
+    cells,
+    counted,
+    percent,
+    span,
+    times,
+    verdict,
+)
 
 STREAMS = 12  # shown in full
 PICTURES = 24  # of a stream's alarms, the severest
@@ -72,7 +83,7 @@ def _head(found: Backtest, name: str, data: str, labels: str | None) -> str:
     if known:
         first, last = min(known, key=lambda t: t[0]), max(known, key=lambda t: t[-1])
         every += f", {moment(first, 0)} to {moment(last, -1)}"
-    what = f"{judged:,} of {rows:,} rows of {len(streams):,} stream{'s' * (len(streams) != 1)}{every}"
+    what = f"{judged:,} of {rows:,} rows of {counted(len(streams), 'stream')}{every}"
     if judged < rows:
         what += f"; not judged: {rows - judged:,} rows at the beginning of the stream{'s' * (len(streams) != 1)}"
     facts = [("data", data), ("judged", what), ("labels", labels or "none"), ("sha256", found.fingerprint)]

@@ -277,15 +277,17 @@ class Engine:
             raise KeyError(f"there is no stream {keys[int(np.argmin(slots))]!r}")
         return slots
 
-    def _after_silence(self, held: list[Array], times: Array, x: Array) -> tuple[list[Array], Array, Array]:
+    def _after_silence(
+        self, silence: Silence, held: list[Array], times: Array, x: Array
+    ) -> tuple[list[Array], Array, Array]:
         """The records `held` [n, …] as they are just before observations at `times` [n]; bridged [n] and reset [n].
 
         An event that is on is no new stream's: a stream that expires in the middle of one is reset, and its timesteps
         are counted on, for the event is named by them.
         """
         before, count = held[self._width + 1], len(times)
-        judged = None if self.silence is None else self.silence.judged(before, times)
-        if self.silence is None or judged is None:
+        judged = silence.judged(before, times)
+        if judged is None:
             return held, np.zeros(count, np.int64), np.zeros(count, bool)
         bridged, reset, expired = judged
         told = [self.table.columns[i] for i in self._told]
@@ -302,7 +304,7 @@ class Engine:
             if not here.size:
                 break
             absent = np.full((len(here), x.shape[1]), np.nan, x.dtype)  # [m, F]
-            when = before[here] + round(number * self.silence.period_ns)  # [m]
+            when = before[here] + round(number * silence.period_ns)  # [m]
             outputs, states = self.model.step(absent, [row[here] for row in rows[: self._width]], when)
             good = finite([*outputs.values(), *states], len(here))  # [m]
             if good is not None:  # the rest of their gap is passed by
@@ -354,7 +356,7 @@ class Engine:
         """One run of the model over distinct streams: results go into `out` at `rows`, new states into the table."""
         bridged, reset, known = np.zeros(len(slots), np.int64), np.zeros(len(slots), bool), held[self._width]
         if self.silence is not None and times is not None:
-            held, bridged, reset = self._after_silence(held, times[rows], x)
+            held, bridged, reset = self._after_silence(self.silence, held, times[rows], x)
         outputs, states = self.model.step(x[rows], held[: self._width], None if times is None else times[rows])
         step, time, _, dirty = held[self._width :]
         good = finite([*outputs.values(), *states], len(slots))  # [n]

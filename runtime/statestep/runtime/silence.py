@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from statestep.runtime.contract import GAP_WAYS, MOST_BRIDGED, NO_TIME, Contract
 
 GAP_PERIODS = 1.5  # a stream that was silent for longer has a gap
-ON_GAP = ("measured", *GAP_WAYS)
+OnGap = Literal["measured", "hold", "bridge", "reset"]  # by the contract's plan, or one of `GAP_WAYS` for every gap
 FOREVER = float("inf")
 
 Array = np.ndarray[Any, Any]
@@ -96,8 +96,8 @@ def silence_of(contract: Contract, *, on_gap: str = "measured", expire_s: float 
     >>> silence_of(contract), silence_of(contract, on_gap="reset").plan
     (None, ((None, 'reset'),))
     """
-    if on_gap not in ON_GAP:
-        raise ValueError(f"on_gap is {on_gap!r}, it must be one of {', '.join(ON_GAP)}")
+    if on_gap not in get_args(OnGap):
+        raise ValueError(f"on_gap is {on_gap!r}, it must be one of {', '.join(get_args(OnGap))}")
     period, plan = contract.period_seconds, list[tuple[int | None, str]]()
     if on_gap == "measured":
         steps: Sequence[Any] = [] if contract.gaps is None else contract.gaps["plan"]
